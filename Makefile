@@ -37,11 +37,12 @@ test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of p
 test-fips: .venv/.installed ## Try FIPS mode with a real module: Debian 13 by debootstrap; needs root
 	@EVERGREEN_TEST_FIPS=1 exec $(BIN)/python -m pytest -n0 -p no:cacheprovider tests/external/test_fips.py
 
-# BASE=<commit> [SECTIONS=poll,mix@200,rest] [LIMIT=3], or DISTURBANCE=<command>: docs/benchmarks.md.
+# BASE=<commit> [SECTIONS=poll,mix@200,rest] [LIMIT=3] [SIZE=devices,organisations,groups], or DISTURBANCE=<command>: docs/benchmarks.md.
 bench: .venv/.installed ## Measure what calls cost, over a floor or BASE=<commit>; BENCH=quick or full
 ifneq ($(BASE)$(DISTURBANCE),)
 	@exec $(BIN)/python -m bench.against $(BENCH) $(if $(BASE),--base "$(BASE)") \
 	  $(if $(SECTIONS),--sections "$(SECTIONS)") $(if $(LIMIT),--limit "$(LIMIT)") \
+	  $(if $(SIZE),--size "$(SIZE)") \
 	  $(if $(DISTURBANCE),--disturbance "$$DISTURBANCE")
 else
 	@exec $(BIN)/python -m bench $(BENCH)

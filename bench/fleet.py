@@ -15,11 +15,11 @@ import asyncpg
 from bench.product import Product
 from cli.sim.bodies import state_body
 
-_LONG_AGO: Final = "'3'::xid8"
+LONG_AGO: Final = "'3'::xid8"
 _APPS: Final = json.dumps(
     json.loads(state_body("", 0, 0))["state"]["installed_apps"], separators=(",", ":")
 )
-_ID: Final = "('01980000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
+DEVICE_ID: Final = "('01980000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
 
 
 def device_id(number: int) -> str:
@@ -60,9 +60,9 @@ class Fleet:
                 "INSERT INTO enrollment.device (id, tenant_id, serial, model, cpu_model, cpu_count,"
                 " total_ram_bytes, has_tpm, status, token_version, fingerprint, created_at,"
                 " enrolled_at, changed_xid)"
-                f" SELECT {_ID}, $3::uuid, 'BENCH-' || n, 'Evergreen Book 14', 'Simulated', 4,"
-                " 8589934592, true, 'active', 1, sha256(n::text::bytea), now() - interval '9 days',"
-                f" now() - interval '9 days', {_LONG_AGO} FROM {numbers}",
+                f" SELECT {DEVICE_ID}, $3::uuid, 'BENCH-' || n, 'Evergreen Book 14', 'Simulated',"
+                " 4, 8589934592, true, 'active', 1, sha256(n::text::bytea),"
+                f" now() - interval '9 days', now() - interval '9 days', {LONG_AGO} FROM {numbers}",
                 *span,
                 self.tenant_id,
             )
@@ -71,7 +71,7 @@ class Fleet:
                 " policy_version, contact_at, seen_day, observed_at, state_received_at,"
                 " installed_apps, update_status, disk_total_bytes, disk_free_bytes,"
                 " battery_percent, health, disk_health, battery_health)"
-                f" SELECT {_ID}, $3::uuid, 'BENCH-' || n, 'BENCH-' || n, 'Evergreen Book 14',"
+                f" SELECT {DEVICE_ID}, $3::uuid, 'BENCH-' || n, 'BENCH-' || n, 'Evergreen Book 14',"
                 " now() - interval '9 days', $4, seen, seen::date, seen, seen, $5::json, 'idle',"
                 " 256000000000,"
                 " CASE WHEN n % 50 = 0 THEN 1000000000 ELSE 200000000000 END, 87.5,"
@@ -86,14 +86,14 @@ class Fleet:
             )
             await connection.execute(
                 "INSERT INTO policy.devices (device_id, tenant_id, status)"
-                f" SELECT {_ID}, $3::uuid, 'active' FROM {numbers}",
+                f" SELECT {DEVICE_ID}, $3::uuid, 'active' FROM {numbers}",
                 *span,
                 self.tenant_id,
             )
             await connection.execute(
                 "INSERT INTO policy.applied_versions (device_id, tenant_id, version, token_version,"
                 " reported_at, changed_xid)"
-                f" SELECT {_ID}, $3::uuid, $4::bigint, 1, now(), {_LONG_AGO} FROM {numbers}",
+                f" SELECT {DEVICE_ID}, $3::uuid, $4::bigint, 1, now(), {LONG_AGO} FROM {numbers}",
                 *span,
                 self.tenant_id,
                 self.policy_version,

@@ -118,38 +118,11 @@ class Product:
 
     async def superuser(self) -> asyncpg.Connection:
         """A connection that may write every table."""
-        home = Home(self.stack.home)
-        return await asyncpg.connect(
-            host=str(home.run_directory() / "postgres"),
-            user="postgres",
-            password=(home.secrets / "postgres_superuser").read_text().strip(),
-            database=DATABASE,
-        )
+        return await superuser(self.stack.home)
 
     async def signer(self) -> TokenSigner:
         """Signs tokens as identity does, with its keys."""
-        sealer = Sealer.from_file(self.stack.home / "secrets" / "master_key", "identity-keys")
-        connection = await self.superuser()
-        try:
-            rows = await connection.fetch(
-                "SELECT purpose, public_key, algorithm, sealed_seed, created_at"
-                " FROM identity.signing_key ORDER BY created_at"
-            )
-        finally:
-            await connection.close()
-        ring = KeyRing(sealer.open, now)
-        ring.replace(
-            RingKey(
-                PublicKey(row["public_key"]),
-                row["purpose"],
-                row["algorithm"],
-                row["sealed_seed"],
-                created_at=row["created_at"],
-                signs_from=row["created_at"],
-            )
-            for row in rows
-        )
-        return TokenSigner(ring, _DEVICE_LIFE)
+        return await signer(self.stack.home)
 
     async def tokens(self, device_ids: list[str]) -> list[str]:
         """A token for each device of the first organisation."""
@@ -182,6 +155,43 @@ class Product:
 
     def _spent(self) -> float:
         return usage(self.processes()).total
+
+
+async def superuser(directory: Path) -> asyncpg.Connection:
+    """A connection that may write every table of the installation in a directory."""
+    home = Home(directory)
+    return await asyncpg.connect(
+        host=str(home.run_directory() / "postgres"),
+        user="postgres",
+        password=(home.secrets / "postgres_superuser").read_text().strip(),
+        database=DATABASE,
+    )
+
+
+async def signer(directory: Path) -> TokenSigner:
+    """Signs tokens as identity does, with the keys of the installation in a directory."""
+    sealer = Sealer.from_file(directory / "secrets" / "master_key", "identity-keys")
+    connection = await superuser(directory)
+    try:
+        rows = await connection.fetch(
+            "SELECT purpose, public_key, algorithm, sealed_seed, created_at"
+            " FROM identity.signing_key ORDER BY created_at"
+        )
+    finally:
+        await connection.close()
+    ring = KeyRing(sealer.open, now)
+    ring.replace(
+        RingKey(
+            PublicKey(row["public_key"]),
+            row["purpose"],
+            row["algorithm"],
+            row["sealed_seed"],
+            created_at=row["created_at"],
+            signs_from=row["created_at"],
+        )
+        for row in rows
+    )
+    return TokenSigner(ring, _DEVICE_LIFE)
 
 
 @contextmanager

@@ -51,6 +51,8 @@ class Device:
 
     id: str
     token: str
+    version: int | None = None
+    """What it has applied; `None` for what all have."""
 
 
 class Traffic:
@@ -58,7 +60,7 @@ class Traffic:
 
     Args:
         devices: who calls.
-        policy_version: what all of them have applied.
+        policy_version: what they have applied of which nothing else is known.
         pre_shared_key: what new devices enroll with.
         seed: makes the order of a run repeatable.
         login: the body of an administrator's login.
@@ -82,7 +84,10 @@ class Traffic:
         self._event_id = itertools.count(time.time_ns())
         self._pre_shared_key = pre_shared_key
         self._number = itertools.count()
-        self._poll = poll_body(str(policy_version))
+        self._polls = {
+            one: poll_body(str(policy_version if one is None else one))
+            for one in {device.version for device in devices}
+        }
         self._login = login
 
     def of(self, kind: str) -> Iterator[Call]:
@@ -97,7 +102,10 @@ class Traffic:
 
     def one_each(self) -> Iterator[Call]:
         """A poll of every device: what a gateway and a service remember of each is warm then."""
-        return (Call(POLL, _PATHS[POLL], device.token, self._poll) for device in self.devices)
+        return (
+            Call(POLL, _PATHS[POLL], device.token, self._polls[device.version])
+            for device in self.devices
+        )
 
     def _mix(self) -> Iterator[Call]:
         hundred = [kind for kind, share in FLEET_MIX.items() for _ in range(share)]
@@ -116,7 +124,7 @@ class Traffic:
             return Call(kind, _PATHS[kind], device.token, attest_body(device.id, key(number)))
         device = next(self._turn)
         if kind == POLL:
-            body = self._poll
+            body = self._polls[device.version]
         elif kind == STATE:
             body = state_body(device.id, next(self._number), time.time_ns())
         else:

@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import uvloop
 
+from bench import traffic
 from bench.against import base, disturbance
 from bench.against.checkout import ROOT, CheckoutError, checkout, commit_of
-from bench.against.installation import InstallationError, Place, running
+from bench.against.installation import InstallationError, Place, Size, running
 from bench.against.sections import DEFAULT, Section, parse
 from bench.facts import facts
 from bench.report import RESULTS, Report
@@ -53,6 +54,11 @@ def _options() -> argparse.Namespace:
     what.add_argument("--base", help="the commit to compare with")
     what.add_argument("--disturbance", help="the command that runs beside polls")
     parser.add_argument("--sections", type=_sections, default=parse(DEFAULT), help=DEFAULT)
+    parser.add_argument(
+        "--size",
+        type=_size,
+        help="fills both first: devices, organisations, groups of each, as in 100000,1000,5",
+    )
     parser.add_argument("--rounds", type=int, help="at least 2")
     parser.add_argument("--seconds", type=float, help="of a round's load")
     parser.add_argument("--settle", type=float, help="seconds after it that are counted as well")
@@ -65,7 +71,16 @@ def _options() -> argparse.Namespace:
     options.tree = options.tree.absolute()
     if options.rounds is not None and options.rounds < 2:
         parser.error("--rounds is at least 2")
+    if options.size is not None and any(one.kind != traffic.POLL for one in options.sections):
+        parser.error("--size goes with polls only")
     return options
+
+
+def _size(text: str) -> Size:
+    try:
+        return Size.parse(text)
+    except (ValueError, TypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not as 100000,1000,5") from None
 
 
 def _sections(text: str) -> list[Section]:
@@ -90,8 +105,9 @@ def _base(options: argparse.Namespace, report: Report) -> bool:
 
 
 def _sized(plan: _Plan, options: argparse.Namespace) -> _Plan:
-    said = {name: getattr(options, name) for name in ("rounds", "seconds", "settle")}
-    changes = {name: value for name, value in said.items() if value is not None}
+    names = {field.name for field in dataclasses.fields(plan)}
+    said = {name: getattr(options, name) for name in ("rounds", "seconds", "settle", "size")}
+    changes = {name: one for name, one in said.items() if one is not None and name in names}
     return dataclasses.replace(plan, **changes)
 
 

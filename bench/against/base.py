@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import uvloop
 
-from bench.against.installation import Installation, InstallationError, Place, running
+from bench.against.installation import Installation, InstallationError, Place, Size, running
 from bench.against.intervals import Comparison
 from bench.against.sections import MOST_CONNECTIONS, REST, Section
 from bench.cpu import Machine, Usage, memory, usage
@@ -58,6 +58,10 @@ class Plan:
     """Seconds after which it rests: connections of the load before are closed after a minute."""
     devices_at_rest: int = 1000
     """Where what is used at rest is measured."""
+    size: Size | None = None
+    """With what both are filled before; nothing when not given."""
+    devices_of_size: int = 2000
+    """So many of its devices call."""
 
 
 PLANS: Final = {
@@ -156,7 +160,9 @@ class Bench:
     async def _round(self, number: int, sides: Sequence[Installation]) -> None:
         rests = any(not section.kind for section in self._sections)
         devices = self._plan.devices_at_rest if rests else self._plan.devices
-        loads = [await side.traffic(devices) for side in sides]
+        if self._plan.size is not None:
+            devices = self._plan.devices_of_size
+        loads = [await side.traffic(devices, self._plan.size) for side in sides]
         async with connected(sides, MOST_CONNECTIONS) as clients:
             for side, load in zip(sides, loads, strict=True):
                 once = saturating(load.one_each(), _WARM_UP, _ENDLESS)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import tempfile
@@ -13,19 +14,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
+from bench import organisations, product
 from bench.cpu import Process, below, precise, processes, read_process
+from bench.fleet import device_id
 from bench.traffic import POLL, Call, Device, Traffic
 from cli.sim import Client, EnrollError, Target, enroll, serials
-from cli.sim.bodies import events_body
+from cli.sim.bodies import events_body, poll_body
 from tests.support.stack import free_port
 
 _START_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 60.0
+_HEARD_SECONDS: Final = 60.0
+_POLL: Final = "/api/v1/devices/policy"
 UNLIMITED: Final = {
     f"EVERGREEN_GATEWAY_{name}": "1000000000:1000000000"
     for name in ("DEVICE", "TENANT", "USER", "ENROLL", "LOGIN", "OPEN")
@@ -36,6 +42,28 @@ sides, but never too many."""
 
 class InstallationError(Exception):
     """An installation does not start, or does not do what a bench needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What an installation has before it is measured."""
+
+    devices: int
+    organisations: int
+    groups: int
+    """Of each organisation; every one has a policy where the product knows policies of groups."""
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Reads devices, organisations and groups, as in `100000,1000,5`.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        size = cls(*map(int, text.split(",")))
+        if not 0 < size.organisations <= size.devices or size.groups < 0:
+            raise ValueError(text)
+        return size
 
 
 @dataclass(slots=True)
@@ -68,8 +96,12 @@ class Installation:
         """A poll has to be answered "not modified", for it is cheap only then."""
         return status == (304 if call.kind == POLL else 200)
 
-    async def traffic(self, devices: int) -> Traffic:
+    async def traffic(self, devices: int, size: Size | None = None) -> Traffic:
         """What devices send that it has enrolled, with a policy in force.
+
+        Args:
+            devices: how many send.
+            size: with which it is filled before; of those devices they are then.
 
         Raises:
             InstallationError: it does not do what a first administrator and devices ask.
@@ -79,7 +111,9 @@ class Installation:
         key = str(self.bootstrap["pre_shared_key"])
         async with Client(Target.of(self.bootstrap["url"], self.ca_file), connections=8) as client:
             try:
-                enrolled = await enroll(client, key, serials(prefix, devices))
+                enrolled = await enroll(
+                    client, key, serials(prefix, devices if size is None else 1)
+                )
             except EnrollError as error:
                 raise InstallationError(f"{self.name}: {error}") from None
             first = enrolled[0]
@@ -88,33 +122,78 @@ class Installation:
         if answer.status != 200:
             raise InstallationError(f"{self.name}: an event was answered {answer.status}")
         login = {"email": self.bootstrap["email"], "password": self.bootstrap["password"]}
+        callers = [Device(one.id, one.token) for one in enrolled]
+        if size is not None:
+            callers = await self.filled(size, devices)
         return Traffic(
-            [Device(one.id, one.token) for one in enrolled],
+            callers,
             version,
             key,
             login=json.dumps(login).encode(),
         )
 
+    async def filled(self, size: Size, callers: int) -> list[Device]:
+        """Fills the database; answers some of the devices, with what they have applied.
+
+        Raises:
+            InstallationError: a device is not answered as it should.
+        """
+        database = await product.superuser(self.home)
+        try:
+            with self._owner() as client:
+                made = await organisations.make(client, database, size.organisations, size.groups)
+            await organisations.register(database, made, size.devices)
+            await organisations.until_put_together(database, size.organisations * size.groups)
+        finally:
+            await database.close()
+        signer = await product.signer(self.home)
+        issued = datetime.now(UTC) - timedelta(minutes=1)
+        chosen = random.Random(5).sample(range(1, size.devices + 1), min(callers, size.devices))
+        tokens = {
+            n: signer.device_token(device_id(n), made.owner_of(n), 1, issued)[0] for n in chosen
+        }
+        async with Client(Target.of(self.bootstrap["url"], self.ca_file), connections=8) as client:
+            return [
+                Device(device_id(number), token, await self._applied(client, token))
+                for number, token in tokens.items()
+            ]
+
+    async def _applied(self, client: Client, token: str) -> int:
+        """The version that a device gets, as soon as the service has heard of its organisation."""
+        end = time.monotonic() + _HEARD_SECONDS
+        while time.monotonic() < end:
+            answer = await client.call(_POLL, poll_body("0"), token)
+            if answer.status == 200:
+                return int(json.loads(answer.body)["version"])
+            await asyncio.sleep(0.1)
+        raise InstallationError(f"{self.name}: a first poll was answered {answer.status}")
+
     def _publish(self) -> int:
         """Puts a policy into force, as a first administrator does; answers its version."""
+        document = {"updates": {"channel": "stable"}, "browser": {"homepage": "https://x.example"}}
+        policy = {"name": "Bench", "orgId": self.bootstrap["tenant_id"], "bundle": document}
+        with self._owner() as client:
+            made = self._post(client, "/api/policies", policy)
+            return int(self._post(client, f"/api/policies/{made['id']}/publish", {})["version"])
+
+    @contextmanager
+    def _owner(self) -> Iterator[httpx.Client]:
+        """The first administrator."""
         facts = self.bootstrap
         login = {"email": facts["email"], "password": facts["password"]}
-        document = {"updates": {"channel": "stable"}, "browser": {"homepage": "https://x.example"}}
-        policy = {"name": "Bench", "orgId": facts["tenant_id"], "bundle": document}
         tls = Target.of(facts["url"], facts["ca_file"]).tls
         assert tls is not None
         with httpx.Client(base_url=facts["url"], verify=tls, timeout=30) as client:
+            token = self._post(client, "/auth/login", login)["token"]
+            client.headers["authorization"] = f"Bearer {token}"
+            yield client
 
-            def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-                answer = client.post(path, json=body)
-                if answer.status_code != 200:
-                    raise InstallationError(f"{self.name}: POST {path}: {answer.text[:500]}")
-                found: dict[str, Any] = answer.json()
-                return found
-
-            client.headers["authorization"] = f"Bearer {post('/auth/login', login)['token']}"
-            made = post("/api/policies", policy)
-            return int(post(f"/api/policies/{made['id']}/publish", {})["version"])
+    def _post(self, client: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = client.post(path, json=body)
+        if answer.status_code != 200:
+            raise InstallationError(f"{self.name}: POST {path}: {answer.text[:500]}")
+        found: dict[str, Any] = answer.json()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
