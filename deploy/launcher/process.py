@@ -111,7 +111,7 @@ _INHERITED: Final = (
     mode.FIPS,
     mode.SUITES,
 )
-_OPENSSL: Final = ("OPENSSL_CONF", "OPENSSL_MODULES")
+_OPENSSL: Final = ("OPENSSL_CONF", "OPENSSL_MODULES", mode.SHA256)
 """Which module of OpenSSL there is; in FIPS mode alone, for a caller's shell may be about
 something else."""
 _SET: Final = {"TZ": "UTC"}

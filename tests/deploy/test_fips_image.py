@@ -158,6 +158,7 @@ def test_compose_says_it_to_each_container_of_ours(files: tuple[Any, Any]) -> No
         environment = said[name]["environment"]
         assert environment[mode.FIPS] == "${FIPS:-required}"
         assert environment[mode.SUITES] == mode.APPROVED
+        assert environment[mode.SHA256] == "${FIPS_SHA256:-}"
         assert environment["EVERGREEN_WHEN_REFUSED"] == "stay"
         assert said[name]["image"] == said["fips"]["image"]
         assert said[name]["volumes"] == ["${FIPS_MODULE:-no-fips-module}:/opt/fips:ro"]

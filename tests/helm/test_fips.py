@@ -54,7 +54,8 @@ def test_every_object_keeps_the_schema_of_kubernetes(profile: str, version: str)
 @pytest.mark.parametrize("upgrade", [(), ("--is-upgrade",)], ids=["install", "upgrade"])
 def test_each_container_of_ours_is_told(profile: str, upgrade: tuple[str, ...]) -> None:
     """Of the mode, the algorithms and the module, whose volume is there."""
-    objects = render({**PROFILES[profile], **REQUIRED, "fips.suites": "approved"}, *upgrade)
+    wanted = {"fips.suites": "approved", "fips.sha256": "ab" * 32}
+    objects = render({**PROFILES[profile], **REQUIRED, **wanted}, *upgrade)
     told = 0
     for name, pod in pods(objects):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -64,6 +65,7 @@ def test_each_container_of_ours_is_told(profile: str, upgrade: tuple[str, ...]) 
             said = environment(container, objects)
             assert said[mode.FIPS] == mode.REQUIRED, (name, container["name"])
             assert said.get(mode.SUITES, mode.APPROVED) == mode.APPROVED
+            assert said[mode.SHA256] == "ab" * 32
             mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
             assert mounts["/opt/fips"] == {
                 "name": "fips-module",
@@ -134,7 +136,7 @@ def test_servers_of_others_keep_to_approved_algorithms(monkeypatch: pytest.Monke
 
 
 def test_other_words_are_refused() -> None:
-    for values in ({"fips.suites": "fast"}, {"fips.required": "maybe"}):
+    for values in ({"fips.suites": "fast"}, {"fips.required": "maybe"}, {"fips.sha256": "ab"}):
         done = template({**EVAL, **values})
         assert done.returncode != 0
         assert next(iter(values)).partition(".")[2] in done.stderr

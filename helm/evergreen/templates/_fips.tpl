@@ -3,6 +3,9 @@
 {{- define "evergreen.fipsEnv" -}}
 - {name: EVERGREEN_FIPS, value: {{ ternary "required" "off" .Values.fips.required | quote }}}
 - {name: EVERGREEN_SUITES, value: {{ .Values.fips.suites }}}
+{{- with .Values.fips.sha256 }}
+- {name: EVERGREEN_FIPS_SHA256, value: {{ . | quote }}}
+{{- end }}
 {{- end }}
 
 {{/* A module of the operator's own. */}}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hmac
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -137,7 +138,22 @@ def require() -> Module:
     _module_is_active(libcrypto)
     _come_from_the_module(libcrypto)
     _known_answers()
-    return _describe(libcrypto)
+    found = _describe(libcrypto)
+    _is_the_wanted(found, os.environ.get(mode.SHA256, ""))
+    return found
+
+
+def _is_the_wanted(found: Module, sha256: str) -> None:
+    """Compares the digest of the module's file with the one that the operator named, if any.
+
+    Raises:
+        FipsError: they differ.
+    """
+    if sha256 and sha256.lower() != found.sha256:
+        raise FipsError(
+            f"{found.file} has the SHA-256 {found.sha256}, and {mode.SHA256} is {sha256[:64]!r}",
+            "install the module that is meant, or correct the setting",
+        )
 
 
 def _come_from_the_module(libcrypto: ctypes.CDLL) -> None:

@@ -21,6 +21,9 @@ from typing import Final, NoReturn
 
 FIPS: Final = "EVERGREEN_FIPS"
 SUITES: Final = "EVERGREEN_SUITES"
+SHA256: Final = "EVERGREEN_FIPS_SHA256"
+"""Of the module's file, where an operator wants no other one. `fipsinstall` takes any file that
+passes its tests, and from then on no change of it."""
 OFF: Final = "off"
 REQUIRED: Final = "required"
 STANDARD: Final = "standard"

@@ -342,6 +342,16 @@ def test_a_module_may_have_x25519_itself(monkeypatch: pytest.MonkeyPatch) -> Non
         del extra[name]
 
 
+def test_the_operator_may_want_one_module_alone() -> None:
+    """By the digest of its file, in capitals or not; without, any that passes its tests."""
+    found = fips.Module("M", "3.5", "", "/opt/fips/fips.so", "ab" * 32, "")
+    for wanted in ("", "ab" * 32, "AB" * 32):
+        fips._is_the_wanted(found, wanted)
+    for other in ("cd" * 32, "ab", "x"):
+        with pytest.raises(mode.FipsError, match="has the SHA-256 abab"):
+            fips._is_the_wanted(found, other)
+
+
 def test_what_was_imported_before_is_found() -> None:
     """Whoever imports a library before the product does not get past the check."""
     code = "import nacl\nfrom servicekit.security import mode\nmode.require()"
