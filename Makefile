@@ -34,8 +34,8 @@ test-long: .venv/.installed ## Run what takes minutes: property tests and fuzzer
 test-compose: .venv/.installed ## Build the image, run Compose on stand-ins of public images; needs Docker, or root and dockerd
 	@EVERGREEN_TEST_COMPOSE=1 exec $(BIN)/python -m pytest -s tests/compose tests/services/identity/event_access/test_integrators_cluster.py
 
-test-fips: .venv/.installed ## Try FIPS mode with a real module: Debian 13 by debootstrap; needs root
-	@EVERGREEN_TEST_FIPS=1 exec $(BIN)/python -m pytest -n0 -p no:cacheprovider tests/external/test_fips.py
+test-fips: .venv/.installed ## Try FIPS mode with a real module, then the whole product in it: Debian 13 by debootstrap; needs root, an hour the first time
+	@EVERGREEN_TEST_FIPS=1 exec $(BIN)/python -m pytest -n0 -p no:cacheprovider tests/external/test_fips.py tests/external/test_fips_product.py
 
 # BASE=<commit> [SECTIONS=poll,mix@200,rest] [LIMIT=3] [SIZE=devices,organisations,groups], or DISTURBANCE=<command>: docs/benchmarks.md.
 bench: .venv/.installed ## Measure what calls cost, over a floor or BASE=<commit>; BENCH=quick or full

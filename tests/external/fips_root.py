@@ -44,7 +44,7 @@ _TO_BUILD: Final = (
     "python3-venv",
     "zlib1g-dev",
 )
-_TO_TEST: Final = ("git", "openssh-client", "postgresql", "procps", "tzdata")
+_TO_TEST: Final = ("curl", "git", "openssh-client", "postgresql", "procps", "tzdata")
 _NEWER: Final = "python3-cryptography"
 """Debian 13's own refuses Ed25519 in FIPS mode by itself; the next release's is linked with the
 same libcrypto."""
