@@ -53,7 +53,19 @@ Rollout = Annotated[
     ),
 ]
 Urgent = Annotated[
-    bool, typer.Option("--urgent", help="With --now or --rollout: also in a freeze.")
+    bool,
+    typer.Option(
+        "--urgent",
+        help="Also in a freeze: with --now or --rollout, or where policies above take it.",
+    ),
+]
+Overridable = Annotated[
+    bool | None,
+    typer.Option(
+        "--overridable/--not-overridable",
+        help="Whether organisations below may have their own value of this name in its place.",
+        show_default=False,
+    ),
 ]
 
 _FAILED: Final = 2
@@ -101,6 +113,7 @@ def set_variable(
     now: Now = False,
     rollout: Rollout = False,
     urgent: Urgent = False,
+    overridable: Overridable = None,
     org: Tenant = "",
     home: Home = None,
     url: Url = "",
@@ -110,8 +123,8 @@ def set_variable(
 ) -> None:
     """Add a variable, or give it another value."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        apply = _apply(now=now, rollout=rollout)
-        _set(api, org, name, value, secret=False, apply=apply, urgent=urgent)
+        how = _how(now=now, rollout=rollout, urgent=urgent, overridable=overridable)
+        _set(api, org, name, value, how, secret=False)
 
 
 @secrets.command("set")
@@ -120,6 +133,7 @@ def set_secret(
     now: Now = False,
     rollout: Rollout = False,
     urgent: Urgent = False,
+    overridable: Overridable = None,
     org: Tenant = "",
     home: Home = None,
     url: Url = "",
@@ -129,13 +143,14 @@ def set_secret(
 ) -> None:
     """Add a secret, or give it another value, which is read from standard input or asked for."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        apply = _apply(now=now, rollout=rollout)
-        _set(api, org, name, _asked(name), secret=True, apply=apply, urgent=urgent)
+        how = _how(now=now, rollout=rollout, urgent=urgent, overridable=overridable)
+        _set(api, org, name, _asked(name), how, secret=True)
 
 
 @variables.command("unset")
 def unset_variable(
     name: Name,
+    urgent: Urgent = False,
     org: Tenant = "",
     home: Home = None,
     url: Url = "",
@@ -145,12 +160,13 @@ def unset_variable(
 ) -> None:
     """Delete a variable. Refused while a policy names it."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        _unset(api, org, name, secret=False)
+        _unset(api, org, name, secret=False, urgent=urgent)
 
 
 @secrets.command("unset")
 def unset_secret(
     name: Name,
+    urgent: Urgent = False,
     org: Tenant = "",
     home: Home = None,
     url: Url = "",
@@ -160,7 +176,7 @@ def unset_secret(
 ) -> None:
     """Delete a secret. Refused while a policy names it."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        _unset(api, org, name, secret=True)
+        _unset(api, org, name, secret=True, urgent=urgent)
 
 
 def _tenant_id(api: Api, name: str) -> str:
@@ -182,29 +198,28 @@ def _named(api: Api, tenant: str, name: str) -> Any:
     return next((one for one in found if one["name"] == name and one["orgId"] == tenant), None)
 
 
-def _apply(*, now: bool, rollout: bool) -> str:
+def _how(*, now: bool, rollout: bool, urgent: bool, overridable: bool | None) -> dict[str, Any]:
+    """How a value comes to devices, as members of a request."""
     if now and rollout:
         raise CliError("give --now or --rollout, not both")
-    if now:
-        return "NOW"
-    return "ROLLOUT" if rollout else "NEXT_PUBLISH"
+    apply = "ROLLOUT" if rollout else "NEXT_PUBLISH"
+    how: dict[str, Any] = {"apply": "NOW" if now else apply, "urgent": urgent}
+    return how if overridable is None else {**how, "overridable": overridable}
 
 
-def _set(
-    api: Api, org: str, name: str, value: str, *, secret: bool, apply: str, urgent: bool
-) -> None:
+def _set(api: Api, org: str, name: str, value: str, how: dict[str, Any], *, secret: bool) -> None:
     tenant = _tenant_id(api, org)
     known = _named(api, tenant, name)
     if known is None:
-        body = {"orgId": tenant, "name": name, "secret": secret, "value": value}
+        new = {key: how[key] for key in how if key != "apply"}
+        body = {"orgId": tenant, "name": name, "secret": secret, "value": value, **new}
         done = api.post(_PATH, body)
-        typer.echo(f"{name} is set.")
-        _warn(done)
-        return
-    _check_kind(known, secret=secret)
-    body = {"value": value, "apply": apply, "urgent": urgent, "etag": known["etag"]}
-    done = api.patch(f"{_PATH}/{known['id']}", body)
+    else:
+        _check_kind(known, secret=secret)
+        done = api.patch(f"{_PATH}/{known['id']}", {"value": value, "etag": known["etag"], **how})
     typer.echo(f"{name} is set.")
+    for policy in done.get("takenBy", []):
+        typer.echo(f"  {policy}, of a tenant above: devices get the value now")
     for policy in done.get("policies", []):
         typer.echo(f"  {policy['policyName']}: {_said(policy)}")
     _warn(done)
@@ -231,12 +246,13 @@ def _said(policy: Any) -> str:
     return "is in force with the value"
 
 
-def _unset(api: Api, org: str, name: str, *, secret: bool) -> None:
+def _unset(api: Api, org: str, name: str, *, secret: bool, urgent: bool) -> None:
     known = _named(api, _tenant_id(api, org), name)
     if known is None:
         raise CliError(f"nothing is called {name}")
     _check_kind(known, secret=secret)
-    api.delete(f"{_PATH}/{known['id']}", etag=known["etag"])
+    more = {"urgent": "true"} if urgent else {}
+    api.delete(f"{_PATH}/{known['id']}", etag=known["etag"], **more)
     typer.echo(f"{name} is deleted.")
 
 

@@ -171,6 +171,15 @@ def export(
     name: Annotated[
         str, typer.Option(help="The set's name; no other repository of the organisation has it.")
     ],
+    move_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--move-secrets",
+            help="Give names to the secrets that stand in policies first; those in force are"
+            " published again.",
+        ),
+    ] = False,
+    yes: Yes = False,
     org: Org = "",
     home: Home = None,
     url: Url = "",
@@ -183,6 +192,8 @@ def export(
 
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         tenant = api.get(f"/api/tenants/{org_id(api, org)}")
+        if move_secrets:
+            _move_secrets(api, tenant["id"], yes=yes)
         # Those of the organisations below are in sets of their own.
         groups = [
             one
@@ -201,6 +212,22 @@ def export(
             found.get("secrets", []),
         )
         typer.echo(f"{len(groups)} groups and {len(policies)} policies in {len(paths)} files.")
+
+
+def _move_secrets(api: Api, tenant: str, *, yes: bool) -> None:
+    """Lets an export have names of secrets in place of masks."""
+    path = "/api/policy-sets/move-secrets"
+    found = api.post(path, {"orgId": tenant, "validateOnly": True})
+    if not found.get("policies"):
+        return
+    for one in found["policies"]:
+        published = ", and is published again" if one.get("published") else ""
+        typer.echo(f"{one['name']} becomes a template{published}", err=True)
+    if not yes:
+        need_terminal("--yes")
+        typer.confirm(f"Move {len(found['secrets'])} secrets?", abort=True, err=True)
+    done = api.post(path, {"orgId": tenant})
+    typer.echo(f"{len(done['secrets'])} secrets moved.", err=True)
 
 
 def _planned(api: Api, wanted: Set, org: str, *, prune: bool, adopt: bool) -> Planned:

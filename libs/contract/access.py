@@ -278,6 +278,7 @@ _TABLE: Final[dict[str, dict[str, dict[str, Rule]]]] = {
             # Hundreds of policies, each compiled and signed; and a simulation.
             "ApplyPolicySet": replace(_ADMIN_WRITE, timeout=60),
             "ExportPolicySet": _USER_READ,
+            "MovePolicySecrets": replace(_ADMIN_WRITE, timeout=60),
             "ListOrphanedDevices": _USER_READ,
             "GetAttestationGate": _USER_READ,
             "UpdateAttestationGate": _ADMIN_WRITE,

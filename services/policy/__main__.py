@@ -14,6 +14,7 @@ from evergreen.v1 import (
 from evergreen.v1 import policy_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run
 from servicekit.feeds.changes import Changes
+from servicekit.peers.closing import TenantWork
 from servicekit.rpc.device_service import device_methods
 from servicekit.security.sealing import Sealer
 from services.policy.authoring.service import PolicyService
@@ -36,6 +37,7 @@ from services.policy.rollouts.outlooks import Outlooks
 from services.policy.rollouts.publishing_settings import PublishingSettings
 from services.policy.rollouts.service import Rollouts
 from services.policy.rollouts.worker import RolloutWorker
+from services.policy.sets.moving import MovingSecrets
 from services.policy.sets.service import PolicySets
 from services.policy.settings import PolicySettings
 from services.policy.sightings.pace import Pace
@@ -47,6 +49,7 @@ from services.policy.syncs import store as syncs_store
 from services.policy.syncs.service import DEVICES, Syncs
 from services.policy.targets import store as targets_store
 from services.policy.targets.service import Groups, Seats
+from services.policy.variables.above import Above
 from services.policy.variables.api import VariableApi
 from services.policy.variables.service import Variables
 from services.policy.variables.values import ValuesInUse
@@ -122,21 +125,31 @@ async def build(kit: Kit) -> Parts:
         kit.wait_seconds("attestation"),
     )
     orphans = Orphans(kit.database, kit.tenants)
+    values = ValuesInUse(vault, kit.tenants)
     service = PolicyService(
         kit.database,
         kit.outbox,
         kit.tenants,
         keys,
         vault,
-        ValuesInUse(vault),
+        values,
         changes,
         editions,
         rollouts,
         seats,
         kit.clock,
     )
-    variables = Variables(kit.database, vault, kit.outbox, kit.tenants, changes, service, kit.clock)
-    simulations = Simulations(kit.database, vault, kit.tenants, seats)
+    variables = Variables(
+        kit.database,
+        vault,
+        kit.outbox,
+        kit.tenants,
+        changes,
+        service,
+        Above(kit.tenants, editions, rollouts),
+        kit.clock,
+    )
+    simulations = Simulations(kit.database, vault, kit.tenants, seats, values)
 
     async def prepare() -> None:
         await keys.load()
@@ -162,6 +175,7 @@ async def build(kit: Kit) -> Parts:
                         simulations,
                         seats,
                     ),
+                    MovingSecrets(kit.database, vault, kit.tenants, changes, service, variables),
                     simulations,
                     EffectivePolicies(kit.database, kit.tenants, editions, seats),
                     service,
@@ -203,6 +217,7 @@ async def build(kit: Kit) -> Parts:
             "evergreen.v1.DeviceService",
         ),
         changes=changes,
+        closing=TenantWork(erase=keys.end_of_tenant),
         routes=routes(delivery),
         devices=devices,
         tasks=(

@@ -35,6 +35,9 @@ class Version:
     """Whether `document` has something of layers above."""
     targets: str | None = None
     """The groups and devices that it was published for, as they are stored; `None` for all."""
+    leaves: frozenset[str] = frozenset()
+    """What it leaves to tenants below, as it is stored beside `layer`, which has it when it is
+    read."""
 
 
 def parse_version(text: str) -> int:

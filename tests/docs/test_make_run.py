@@ -309,6 +309,9 @@ def test_policy_secrets(reader: Reader) -> None:
         said = reader.run([*day(), *commands.take("Named values")])
         assert "Linden: is in force with the value" in said
         assert "another passphrase" not in said.rpartition("is in force")[2]
+        said = reader.run([*day(), *commands.take("A school's own values")])
+        assert "District, of a tenant above: devices get the value now" in said
+        assert said.rstrip().endswith("start is deleted.\nfalse")
         said = reader.run(commands.take("Sealed in the database"))
     assert "rows were sealed." in said
     assert "policy.documents  0 to seal" in said

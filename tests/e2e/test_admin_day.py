@@ -559,6 +559,7 @@ def test_every_writing_call_of_users_is_in_this_file_or_later() -> None:
         "ApplyDeviceGroupSet",
         # tests/services/policy/sets
         "ApplyPolicySet",
+        "MovePolicySecrets",
         "UpdateRegistration",
         "BatchUpdateRegistrations",
         "BatchImportRegistrations",

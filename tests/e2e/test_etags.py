@@ -33,6 +33,7 @@ _OF_NO_RESOURCE = {
     "BatchUpdateRegistrations",
     "CertifyPolicyKey",
     "ChangeGroupMembers",
+    "MovePolicySecrets",
     "Logout",
     "ChangePassword",
     "EndSession",

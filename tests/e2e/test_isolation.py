@@ -309,6 +309,7 @@ _NAMED: dict[str, Case] = {
         name="x", policies=[{"alias": "x", "bundle": DOCUMENT}]
     ),
     "PolicyService/ExportPolicySet": _list,
+    "PolicyService/MovePolicySecrets": _in_org(validate_only=True),
     "PolicyService/SimulatePolicy": _in_org(bundle=DOCUMENT),
     "PolicyService/ListOrphanedDevices": _list,
     "PolicyService/GetAttestationGate": _list,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from datetime import timedelta
@@ -12,10 +13,19 @@ from uuid import uuid4
 import grpc
 import pytest
 import pytest_asyncio
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Value
 
 from contract.contexts import CONTEXTS
 from contract.subjects import EVENTS
-from evergreen.v1 import audit_pb2, enrollment_pb2, identity_pb2, telemetry_pb2
+from evergreen.v1 import (
+    audit_pb2,
+    enrollment_pb2,
+    identity_pb2,
+    policy_pb2,
+    policy_pb2_grpc,
+    telemetry_pb2,
+)
 from services.identity.tenants.life import TenantLife
 from services.identity.tenants.objects import TenantObjects
 from tests.conftest import MakeKit, ServeService
@@ -186,6 +196,63 @@ async def test_an_organisation_is_archived_restored_and_deleted(six: Six) -> Non
         audit_pb2.ListAuditEntriesRequest(org_id=org.id), metadata=root
     )
     assert "identity.tenant_created" in {entry.action for entry in entries.entries}
+
+
+async def test_policies_values_and_keys_go_with_their_tenant(six: Six) -> None:
+    """What a reseller leaves to its schools, with the values of one in it; and a key, of which the
+    public log says that it ended."""
+    root = await six.login()
+    reseller = await six.tenant(root, reseller=True)
+    school = await six.org(root, parent_id=reseller.id)
+    async with grpc.aio.insecure_channel(six.kits["policy"].settings.grpc_listen) as channel:
+        variables = policy_pb2_grpc.PolicyVariableServiceStub(channel)
+        keys = policy_pb2_grpc.PolicyKeyServiceStub(channel)
+
+        async def put(tenant: str, name: str, value: str, **more: bool) -> None:
+            request = policy_pb2.CreatePolicyVariableRequest(
+                org_id=tenant, name=name, value=value, **more
+            )
+            await variables.CreatePolicyVariable(request, metadata=root)
+
+        async def log() -> list[str]:
+            entries = (await keys.ListPolicyKeyLog(policy_pb2.ListPolicyKeyLogRequest())).entries
+            return [json.loads(one.payload)["action"] for one in entries]
+
+        await put(reseller.id, "host", "district.example", overridable=True)
+        await put(reseller.id, "wifi", "a secret of the district", secret=True, overridable=True)
+        await put(school.id, "wifi", "a secret of the school", secret=True)
+        wifi = {"ssid": "A", "security": "wpa-psk", "passphrase": "{{secret.wifi}}"}
+        template = {"browser": {"homepage": "https://{{var.host}}"}, "network": {"wifi": [wifi]}}
+        made = await six.policies.CreatePolicy(
+            policy_pb2.CreatePolicyRequest(
+                name="All", org_id=reseller.id, bundle=ParseDict({"template": template}, Value())
+            ),
+            metadata=root,
+        )
+        await six.policies.PublishPolicy(policy_pb2.PublishPolicyRequest(id=made.id), metadata=root)
+        await keys.CreatePolicyKey(
+            policy_pb2.CreatePolicyKeyRequest(org_id=reseller.id, activate=True), metadata=root
+        )
+        device = await six.device(school)
+
+        async def has_it() -> bool:
+            query = "SELECT count(*) AS n FROM policy.stamps WHERE tenant_id = $1::text::uuid"
+            return bool((await six.sql(f"{query} AND cause = 'layers'", school.id))[0]["n"])
+
+        await eventually(has_it)
+        assert {
+            "policy.own_values.tenant_id",
+            "policy.variable.tenant_id",
+            "policy.versions.tenant_id",
+            "policy.signing_keys.tenant_id",
+        } <= set(await six.rows_of(reseller.id))
+        before = await log()
+        await archived(six, root, reseller.id)
+        await until_out(six, device)
+        await deleted(six, root, reseller.id)
+        for gone in (reseller.id, school.id):
+            assert set(await six.rows_of(gone)) <= MAY_NAME_IT
+        assert await log() == [*before, "retire"]
 
 
 async def test_a_reseller_goes_as_a_whole_and_each_side_sees_its_own(six: Six) -> None:

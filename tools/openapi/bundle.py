@@ -57,11 +57,20 @@ def components(contract: Contract) -> dict[str, Schema]:
         "from an empty one. At most 512 KiB in all."
     )
     template = _object(
-        {"template": {"$ref": "#/components/schemas/AuthoredPolicyDocument"}}, "template"
+        {
+            "template": {
+                "anyOf": [
+                    {"$ref": "#/components/schemas/AuthoredPolicyDocument"},
+                    {"$ref": "#/components/schemas/ConsolePolicy"},
+                ]
+            }
+        },
+        "template",
     )
     template["description"] = (
-        "A device document whose texts may have `{{var.NAME}}` and, in fields that hold secrets, "
-        "`{{secret.NAME}}`: the tenant's values when the policy is published."
+        "A device document, or what the web console writes, whose texts may have `{{var.NAME}}`, "
+        "`{{org.code}}`, `{{org.name}}` and, in fields that hold secrets, `{{secret.NAME}}`: the "
+        "tenant's values when the policy is published."
     )
     return found | {"ConsolePolicy": _console(), "PolicyTemplate": template}
 

@@ -195,6 +195,9 @@ class VariableSnapshot:
     kind: Literal["VARIABLE", "SECRET"]
     org_id: UUID
     published: Annotated[int, "How many policies were published with the new value."]
+    overridable: Annotated[
+        bool, "Whether tenants below may have a value of their own in its place."
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

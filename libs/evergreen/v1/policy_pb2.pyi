@@ -1962,6 +1962,8 @@ class PolicyVariable(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
     SEALED_WHEN_PUBLISHED_FIELD_NUMBER: _builtins.int
+    OVERRIDABLE_FIELD_NUMBER: _builtins.int
+    TAKEN_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variable's id."""
     org_id: _builtins.str
@@ -1982,6 +1984,10 @@ class PolicyVariable(_message.Message):
     """Whether what is published with a secret is stored sealed from now on, too; not in
     lists, and not of a variable.
     """
+    overridable: _builtins.bool
+    """Whether tenants below may have a value of their own of this name, in place of this
+    one in templates of this tenant that are published from now on.
+    """
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When the value was set."""
@@ -1989,6 +1995,12 @@ class PolicyVariable(_message.Message):
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyVariableUse]:
         """The policies that name it; not in lists."""
+
+    @_builtins.property
+    def taken_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of policies in force of tenants above that take this value in place of
+        their own: devices get it at once. Not in lists.
+        """
 
     def __init__(
         self,
@@ -2004,10 +2016,12 @@ class PolicyVariable(_message.Message):
         etag: _builtins.str = ...,
         policies: _abc.Iterable[Global___PolicyVariableUse] | None = ...,
         sealed_when_published: _builtins.bool = ...,
+        overridable: _builtins.bool = ...,
+        taken_by: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "policies", b"policies", "sealed_when_published", b"sealed_when_published", "secret", b"secret", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "overridable", b"overridable", "policies", b"policies", "sealed_when_published", b"sealed_when_published", "secret", b"secret", "taken_by", b"taken_by", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2105,6 +2119,8 @@ class CreatePolicyVariableRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    OVERRIDABLE_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
     """The tenant."""
     name: _builtins.str
@@ -2113,6 +2129,10 @@ class CreatePolicyVariableRequest(_message.Message):
     """Whether it is a secret; that stays."""
     value: _builtins.str
     """Its value."""
+    overridable: _builtins.bool
+    """Whether tenants below may have a value of their own in its place."""
+    urgent: _builtins.bool
+    """Whether freezes do not count, where policies of tenants above take the value."""
     def __init__(
         self,
         *,
@@ -2120,10 +2140,12 @@ class CreatePolicyVariableRequest(_message.Message):
         name: _builtins.str = ...,
         secret: _builtins.bool = ...,
         value: _builtins.str = ...,
+        overridable: _builtins.bool = ...,
+        urgent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "org_id", b"org_id", "secret", b"secret", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "org_id", b"org_id", "overridable", b"overridable", "secret", b"secret", "urgent", b"urgent", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2141,10 +2163,11 @@ class UpdatePolicyVariableRequest(_message.Message):
     URGENT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    OVERRIDABLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variable's id."""
     value: _builtins.str
-    """The value."""
+    """The value. The one that it has when empty, where `overridable` is given."""
     apply: _builtins.str
     """When devices get it: `NEXT_PUBLISH`, with the next publish of each policy; `NOW`, all
     at once; or `ROLLOUT`, in batches. NEXT_PUBLISH when not given.
@@ -2153,6 +2176,10 @@ class UpdatePolicyVariableRequest(_message.Message):
     """Whether freezes and windows do not count for what is published."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    overridable: _builtins.bool
+    """Whether tenants below may have a value of their own in its place; counts with the
+    next publish of each policy that names it. As it is when not given.
+    """
     @_builtins.property
     def plan(self) -> Global___RolloutPlan:
         """With `apply: ROLLOUT` how it comes to devices, each policy in a rollout of its own;
@@ -2168,14 +2195,20 @@ class UpdatePolicyVariableRequest(_message.Message):
         urgent: _builtins.bool = ...,
         etag: _builtins.str | None = ...,
         plan: Global___RolloutPlan | None = ...,
+        overridable: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_overridable", b"_overridable", "etag", b"etag", "overridable", b"overridable", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "apply", b"apply", "etag", b"etag", "id", b"id", "plan", b"plan", "urgent", b"urgent", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_overridable", b"_overridable", "apply", b"apply", "etag", b"etag", "id", b"id", "overridable", b"overridable", "plan", b"plan", "urgent", b"urgent", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__overridable: _TypeAlias = _typing.Literal["overridable"]  # noqa: Y015
+    _WhichOneofArgType__overridable: _TypeAlias = _typing.Literal["_overridable", b"_overridable"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__overridable) -> _WhichOneofReturnType__overridable | None: ...
 
 Global___UpdatePolicyVariableRequest: _TypeAlias = UpdatePolicyVariableRequest  # noqa: Y015
 
@@ -2187,19 +2220,23 @@ class DeletePolicyVariableRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variable's id."""
     etag: _builtins.str
     """When given, the call is refused unless it still has this etag."""
+    urgent: _builtins.bool
+    """Whether freezes do not count, where policies of tenants above take the value."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         etag: _builtins.str | None = ...,
+        urgent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "id", b"id", "urgent", b"urgent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
@@ -3538,6 +3575,100 @@ class ExportPolicySetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportPolicySetResponse: _TypeAlias = ExportPolicySetResponse  # noqa: Y015
+
+@_typing.final
+class MovePolicySecretsRequest(_message.Message):
+    """Whose secrets get names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    URGENT_FIELD_NUMBER: _builtins.int
+    org_id: _builtins.str
+    """The tenant."""
+    validate_only: _builtins.bool
+    """Whether nothing is written, and the answer says what would be."""
+    urgent: _builtins.bool
+    """Whether freezes do not count for what is published."""
+    def __init__(
+        self,
+        *,
+        org_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        urgent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["org_id", b"org_id", "urgent", b"urgent", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MovePolicySecretsRequest: _TypeAlias = MovePolicySecretsRequest  # noqa: Y015
+
+@_typing.final
+class PolicyWithMovedSecrets(_message.Message):
+    """A policy that names secrets now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    policy_id: _builtins.str
+    """The policy's id."""
+    name: _builtins.str
+    """Its name."""
+    published: _builtins.bool
+    """Whether it is published again, or its rollout begun."""
+    def __init__(
+        self,
+        *,
+        policy_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        published: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "policy_id", b"policy_id", "published", b"published"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyWithMovedSecrets: _TypeAlias = PolicyWithMovedSecrets  # noqa: Y015
+
+@_typing.final
+class MovePolicySecretsResponse(_message.Message):
+    """What was moved, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRETS_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    moved: _builtins.bool
+    """Whether it was done; false for a plan."""
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the new secrets."""
+
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyWithMovedSecrets]:
+        """The policies, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
+        policies: _abc.Iterable[Global___PolicyWithMovedSecrets] | None = ...,
+        moved: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moved", b"moved", "policies", b"policies", "secrets", b"secrets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MovePolicySecretsResponse: _TypeAlias = MovePolicySecretsResponse  # noqa: Y015
 
 @_typing.final
 class ExportedVariable(_message.Message):

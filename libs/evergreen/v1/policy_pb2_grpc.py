@@ -113,6 +113,11 @@ class PolicyServiceStub:
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetRequest.SerializeToString,
                 response_deserializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetResponse.FromString,
                 _registered_method=True)
+        self.MovePolicySecrets = channel.unary_unary(
+                '/evergreen.v1.PolicyService/MovePolicySecrets',
+                request_serializer=evergreen_dot_v1_dot_policy__pb2.MovePolicySecretsRequest.SerializeToString,
+                response_deserializer=evergreen_dot_v1_dot_policy__pb2.MovePolicySecretsResponse.FromString,
+                _registered_method=True)
         self.ListOrphanedDevices = channel.unary_unary(
                 '/evergreen.v1.PolicyService/ListOrphanedDevices',
                 request_serializer=evergreen_dot_v1_dot_policy__pb2.ListOrphanedDevicesRequest.SerializeToString,
@@ -280,6 +285,17 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MovePolicySecrets(self, request, context):
+        """Gives names to the secrets that stand in a tenant's policies, so that an export has
+        names in place of masks: all of them, or none where one policy cannot. The policies
+        become templates, which the web console cannot edit; those in force are published,
+        and devices get what they have once more. Policies for single devices stay. A second
+        call has nothing left to do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOrphanedDevices(self, request, context):
         """Lists the devices that run a policy although none is in force for their
         organisation, because it was withdrawn or deleted.
@@ -405,6 +421,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ExportPolicySet,
                     request_deserializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetRequest.FromString,
                     response_serializer=evergreen_dot_v1_dot_policy__pb2.ExportPolicySetResponse.SerializeToString,
+            ),
+            'MovePolicySecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.MovePolicySecrets,
+                    request_deserializer=evergreen_dot_v1_dot_policy__pb2.MovePolicySecretsRequest.FromString,
+                    response_serializer=evergreen_dot_v1_dot_policy__pb2.MovePolicySecretsResponse.SerializeToString,
             ),
             'ListOrphanedDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOrphanedDevices,
@@ -843,6 +864,33 @@ class PolicyService:
             '/evergreen.v1.PolicyService/ExportPolicySet',
             evergreen_dot_v1_dot_policy__pb2.ExportPolicySetRequest.SerializeToString,
             evergreen_dot_v1_dot_policy__pb2.ExportPolicySetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MovePolicySecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evergreen.v1.PolicyService/MovePolicySecrets',
+            evergreen_dot_v1_dot_policy__pb2.MovePolicySecretsRequest.SerializeToString,
+            evergreen_dot_v1_dot_policy__pb2.MovePolicySecretsResponse.FromString,
             options,
             channel_credentials,
             insecure,

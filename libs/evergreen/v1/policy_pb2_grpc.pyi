@@ -104,6 +104,13 @@ class PolicyServiceStub:
     """Returns the policies of a tenant as a set of policies would have them, with the set
     that each belongs to. Those for single devices are in no set, and left out.
     """
+    MovePolicySecrets: _grpc.UnaryUnaryMultiCallable[_policy_pb2.MovePolicySecretsRequest, _policy_pb2.MovePolicySecretsResponse]
+    """Gives names to the secrets that stand in a tenant's policies, so that an export has
+    names in place of masks: all of them, or none where one policy cannot. The policies
+    become templates, which the web console cannot edit; those in force are published,
+    and devices get what they have once more. Policies for single devices stay. A second
+    call has nothing left to do.
+    """
     ListOrphanedDevices: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]
     """Lists the devices that run a policy although none is in force for their
     organisation, because it was withdrawn or deleted.
@@ -199,6 +206,13 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     ExportPolicySet: _aio.UnaryUnaryMultiCallable[_policy_pb2.ExportPolicySetRequest, _policy_pb2.ExportPolicySetResponse]  # type: ignore[assignment]
     """Returns the policies of a tenant as a set of policies would have them, with the set
     that each belongs to. Those for single devices are in no set, and left out.
+    """
+    MovePolicySecrets: _aio.UnaryUnaryMultiCallable[_policy_pb2.MovePolicySecretsRequest, _policy_pb2.MovePolicySecretsResponse]  # type: ignore[assignment]
+    """Gives names to the secrets that stand in a tenant's policies, so that an export has
+    names in place of masks: all of them, or none where one policy cannot. The policies
+    become templates, which the web console cannot edit; those in force are published,
+    and devices get what they have once more. Policies for single devices stay. A second
+    call has nothing left to do.
     """
     ListOrphanedDevices: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListOrphanedDevicesRequest, _policy_pb2.ListOrphanedDevicesResponse]  # type: ignore[assignment]
     """Lists the devices that run a policy although none is in force for their
@@ -382,6 +396,19 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_pb2.ExportPolicySetResponse, _abc.Awaitable[_policy_pb2.ExportPolicySetResponse]]:
         """Returns the policies of a tenant as a set of policies would have them, with the set
         that each belongs to. Those for single devices are in no set, and left out.
+        """
+
+    @_abc_1.abstractmethod
+    def MovePolicySecrets(
+        self,
+        request: _policy_pb2.MovePolicySecretsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.MovePolicySecretsResponse, _abc.Awaitable[_policy_pb2.MovePolicySecretsResponse]]:
+        """Gives names to the secrets that stand in a tenant's policies, so that an export has
+        names in place of masks: all of them, or none where one policy cannot. The policies
+        become templates, which the web console cannot edit; those in force are published,
+        and devices get what they have once more. Policies for single devices stay. A second
+        call has nothing left to do.
         """
 
     @_abc_1.abstractmethod

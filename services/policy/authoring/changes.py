@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from services.policy.authoring.secret_values import hide
+from services.policy.authoring.templates import Told
 from services.policy.layers.fields import FIELDS
 
 
@@ -23,15 +24,32 @@ class Change:
     """Whether a secret is another one, which the values do not show."""
 
 
-def changes(before: Mapping[str, Any], after: Mapping[str, Any], mask: str) -> list[Change]:
+_NOTHING: Final[Told] = {}
+
+
+def changes(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    mask: str,
+    told_before: Told = _NOTHING,
+    told_after: Told = _NOTHING,
+) -> list[Change]:
     """What `after` says otherwise than `before`, with `mask` in place of secrets.
 
-    Both are documents as JSON. The order of items does not count.
+    The order of items does not count.
+
+    Args:
+        before: a document as JSON.
+        after: another one.
+        mask: stands for each secret.
+        told_before: what is compared in place of secrets of `before` that have names.
+        told_after: the same of `after`.
     """
     found: list[Change] = []
     shown_before, shown_after = hide(before, mask), hide(after, mask)
     for one in FIELDS:
-        old, new = dict(one.named(before)), dict(one.named(after))
+        old = compared(one.named(before), told_before.get(one.path, {}))
+        new = compared(one.named(after), told_after.get(one.path, {}))
         old_shown, new_shown = dict(one.named(shown_before)), dict(one.named(shown_after))
         for name in dict.fromkeys((*old, *new)):
             if old.get(name) == new.get(name):
@@ -49,6 +67,13 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], mask: str) -> l
                 )
             )
     return found
+
+
+def compared(
+    named: Iterable[tuple[str, Any]], told: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Items with what is compared in place of secrets that have names."""
+    return {name: {**item, **told[name]} if name in told else item for name, item in named}
 
 
 def _secrets_differ(old: Any, new: Any, was: Any, becomes: Any) -> bool:

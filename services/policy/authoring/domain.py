@@ -17,9 +17,15 @@ from services.policy.authoring.agent_rules import Finding, check
 from services.policy.authoring.configuration import compile_bundle, is_console_form, keeps_baseline
 from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_document
 from services.policy.authoring.goencoding import encode_document
-from services.policy.authoring.layering import own_document_of
+from services.policy.authoring.layering import own_document_of, rounding
 from services.policy.authoring.secret_values import MASKED, REDACTED, hide, secrets_of
-from services.policy.authoring.templates import NO_VALUES, Values, expanded, is_template
+from services.policy.authoring.templates import (
+    NO_VALUES,
+    Values,
+    ValuesAt,
+    expanded,
+    is_template,
+)
 from services.policy.authoring.violations import (
     MAX_ITEMS,
     MAX_TEXT,
@@ -104,7 +110,9 @@ class Checked:
     findings: tuple[Finding, ...]
 
 
-def check_policy(bundle: object, standing: Security | None = None) -> Checked:
+def check_policy(
+    bundle: object, standing: Security | None = None, *, tells_size: bool = True
+) -> Checked:
     """Compiles an authored bundle and holds it against the rules of the released agent.
 
     The paths of the findings are those of the authored form, from `bundle` on. `standing` is what
@@ -117,9 +125,7 @@ def check_policy(bundle: object, standing: Security | None = None) -> Checked:
     except RecursionError as deep:
         raise invalid_field("bundle", "is nested too deeply") from deep
     if len(document) > MAX_DOCUMENT:
-        raise invalid_field(
-            "bundle", f"must be at most {MAX_DOCUMENT} bytes as a document, not {len(document)}"
-        )
+        raise _too_long(len(document) if tells_size else None)
     found = [
         Finding(finding.rule, _authored_path(finding.path, compiled.places))
         for finding in check(compiled.document, compiled.unset)
@@ -136,23 +142,35 @@ def compile_policy(
     *,
     draft: bool = False,
     values: Values = NO_VALUES,
+    at: ValuesAt | None = None,
 ) -> bytes:
     """The exact bytes that devices get of an authored bundle.
 
     A `draft` of the console's form may lack what the form has no field for. A template gets
-    `values`. Raises `DomainError` (INVALID_ARGUMENT) with every field that devices could not apply.
+    `values`, or those `at` a place of it. Raises `DomainError` (INVALID_ARGUMENT) with every field
+    that devices could not apply.
     """
     if isinstance(bundle, Mapping) and is_template(bundle):
         if MASKED in secrets_of(bundle):
             # The release before changed the policy: it knows no more of a template.
             raise invalid_field("bundle.template", f"has {MASKED} in place of a secret: give it")
-        document = expanded(bundle, values, "bundle")
+        document = expanded(bundle, values, "bundle", at)
         with _in_template():
-            return compile_policy(document, standing)
+            checked = check_policy(document, standing, tells_size=False)
+            if len(checked.document) + rounding(secrets_of(document)) > MAX_DOCUMENT:
+                raise _too_long()
+            lenient = draft and is_console_form(document)
+            _refuse(found for found in checked.findings if not (lenient and found.rule.draft))
+            return checked.document
     checked = check_policy(bundle, standing)
     lenient = draft and is_console_form(bundle)
     _refuse(found for found in checked.findings if not (lenient and found.rule.draft))
     return checked.document
+
+
+def _too_long(size: int | None = None) -> DomainError:
+    told = "" if size is None else f", not {size}"
+    return invalid_field("bundle", f"must be at most {MAX_DOCUMENT} bytes as a document{told}")
 
 
 def compile_rollback(

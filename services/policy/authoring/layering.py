@@ -16,7 +16,15 @@ from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
 from services.policy.authoring.goencoding import encode_document, encoded_size
 from services.policy.authoring.secret_values import secrets_of
-from services.policy.authoring.templates import is_template
+from services.policy.authoring.templates import (
+    NO_VALUES,
+    Told,
+    Values,
+    ValuesAt,
+    is_template,
+    references,
+    told,
+)
 from services.policy.layers.fields import FIELDS
 from services.policy.layers.merging import (
     ITEM_PATHS,
@@ -57,6 +65,36 @@ _STRICT: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """What a template leaves to tenants below: values of their own in place of some."""
+
+    names: frozenset[str]
+    """Those in whose place they may have their own."""
+    values: Values
+    """All that it was published with."""
+    template: Mapping[str, Any] = field(repr=False)
+
+    def stored(self) -> dict[str, Any]:
+        """As JSON."""
+        of = self.values.of
+        return {
+            "names": sorted(self.names),
+            "values": {name: of[name] for name in of if not name.startswith("secret.")},
+            # A name by which the vault knows that there are some.
+            "secrets": {name: of[name] for name in of if name.startswith("secret.")},
+            "marks": self.values.marks,
+            "template": self.template,
+        }
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Open:
+        """What `stored` made."""
+        names = frozenset(stored["names"])
+        of = {**stored["values"], **stored["secrets"]}
+        return cls(names, Values(of, stored["marks"], names), stored["template"])
+
+
+@dataclass(frozen=True, slots=True)
 class Own:
     """What one version sets by itself.
 
@@ -66,6 +104,10 @@ class Own:
     sets: Mapping[str, Any] = field(repr=False)
     baseline: Mapping[str, Any] | None
     merging: Merging
+    told: Told = field(default_factory=dict, repr=False)
+    """What is compared in place of the secrets that a template names."""
+    open: Open | None = None
+    """What a template leaves to tenants below; `None` for nothing."""
 
     @property
     def says_networks(self) -> bool:
@@ -74,17 +116,24 @@ class Own:
 
     def text(self) -> str:
         """As it is stored with the version."""
-        return json.dumps(
-            {"sets": self.sets, "baseline": self.baseline, "merging": self.merging.stored()},
-            ensure_ascii=False,
-            separators=(",", ":"),
-        )
+        stored = {"sets": self.sets, "baseline": self.baseline, "merging": self.merging.stored()}
+        if self.told:
+            stored["told"] = self.told
+        if self.open is not None:
+            stored["open"] = self.open.stored()
+        return json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def read(cls, text: str) -> Own:
         """What `text` wrote."""
         stored = json.loads(text)
-        return cls(stored["sets"], stored["baseline"], Merging.of(stored["merging"]))
+        return cls(
+            stored["sets"],
+            stored["baseline"],
+            Merging.of(stored["merging"]),
+            stored.get("told", {}),
+            Open.read(stored["open"]) if "open" in stored else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +142,42 @@ class InForce:
 
     source: Source
     own: Own
+    published: Own | None = None
+    """As it was published, where tenants below have values of their own in it."""
+    filled_by: UUID | None = None
+    """The lowest one of these tenants."""
+    made_with: str = field(default="", repr=False)
+    """Tells their values from others."""
+    unfit: str = ""
+    """Why their values are not in it, where devices could not apply it with them."""
 
     @property
     def layer(self) -> Layer:
         """What it sets."""
-        return Layer(self.source, self.own.sets, self.own.merging)
+        return Layer(self.source, self.own.sets, self.own.merging, self.own.told)
 
 
-def own_of(bundle: Any, document: bytes, merging: Merging) -> Own:
-    """What an authored bundle sets; `document` is what it compiles to alone."""
+def own_of(
+    bundle: Any,
+    document: bytes,
+    merging: Merging,
+    values: Values = NO_VALUES,
+    at: ValuesAt | None = None,
+) -> Own:
+    """What an authored bundle sets; `document` is what it compiles to alone.
+
+    Args:
+        values: with which a template was compiled.
+        at: those at a place of it, where they are not the same everywhere.
+    """
+    compared = told(bundle, at or (lambda _: values))
     compiled = json.loads(document)
+    left = None
     if is_template(bundle):
+        named = references(bundle)
         bundle = bundle["template"]
+        if at is None and (names := named & values.open):
+            left = Open(names, replace(values, open=names), bundle)
     sets = {one.path: one.of(compiled) for one in FIELDS if _is_set(bundle, one.path)}
     baseline = None
     if is_console_form(bundle):
@@ -113,7 +186,7 @@ def own_of(bundle: Any, document: bytes, merging: Merging) -> Own:
             for one in FIELDS
             if one.path in _BASELINE and (value := one.of(compiled)) is not None
         }
-    return Own(sets, baseline, merging)
+    return Own(sets, baseline, merging, compared, left)
 
 
 def _is_set(bundle: Any, path: str) -> bool:
@@ -165,7 +238,20 @@ def encoded(found: Folded) -> bytes:
         DomainError: FAILED_PRECONDITION when devices could not apply them together. It names no
             value: it may be another tenant's.
     """
-    return _checked(found.document(), set(), _rounding(_secrets_above(found)))
+    return _checked(found.document(), set(), rounding(_secrets_above(found)))
+
+
+def together(layers: Sequence[InForce]) -> bytes:
+    """The exact bytes that devices get of layers that may have values of tenants below.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when devices could not apply them together, or one of them
+            with these values.
+    """
+    for one in layers:
+        if one.unfit:
+            raise _not_together(f"with a value of a tenant below: {one.unfit}")
+    return encoded(folded(layers))
 
 
 def _secrets_above(found: Folded) -> Iterator[str]:
@@ -176,19 +262,19 @@ def _secrets_above(found: Folded) -> Iterator[str]:
             yield from secrets_of({section: {name: [one.value]}})
 
 
-def _rounding(secrets: Iterable[str]) -> int:
+def rounding(secrets: Iterable[str]) -> int:
     """By how much secrets count for more than they are long."""
     return sum(-encoded_size(secret) % _SECRET_COUNTS for secret in secrets)
 
 
-def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]], rounding: int) -> bytes:
+def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]], extra: int) -> bytes:
     """The bytes of a document that breaks no rules but those that are known."""
     try:
         document = parse_document(found)
     except DomainError as broken:
         raise _not_together(broken.message) from broken
     body = encode_document(document)
-    if len(body) + rounding > MAX_DOCUMENT:
+    if len(body) + extra > MAX_DOCUMENT:
         # Not by how much: that is told by what tenants above say.
         raise _not_together(f"the document would have more than {MAX_DOCUMENT} bytes")
     for path, rule in sorted(_broken(document) - known):
@@ -226,7 +312,7 @@ def with_locks(layers: Sequence[InForce], before: bytes | None) -> Held:
         for loses in (_OTHER_ITEMS, _OTHERS, PATHS):
             own = layers[at].own
             sets = {path: value for path, value in own.sets.items() if path not in loses}
-            less[at] = replace(layers[at], own=Own(sets, own.baseline, Merging()))
+            less[at] = replace(layers[at], own=Own(sets, own.baseline, Merging(), own.told))
             with suppress(DomainError):
                 return Held(encoded(folded(less)), tuple(less), None)
     return Held(encoded(folded(less)), tuple(less), None)
@@ -244,7 +330,7 @@ def _kept(together: Folded, paths: Sequence[str], before: bytes) -> bytes:
         if name in found.get(section, {}):
             document[section][name] = found[section][name]
     # Whose the secrets of what was before are, nobody knows.
-    unknown = _rounding(secrets_of(document)) if together.of_several else 0
+    unknown = rounding(secrets_of(document)) if together.of_several else 0
     return _checked(document, broken, unknown)
 
 

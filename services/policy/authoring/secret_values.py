@@ -62,6 +62,24 @@ def secrets_of(authored: Any) -> list[str]:
     return found
 
 
+def with_names(bundle: Any, name_of: Callable[[str, str, str, str], str]) -> Any:
+    """A template of a bundle, with a secret's name in place of each one that has none.
+
+    Args:
+        bundle: a stored policy of any form.
+        name_of: the name for a secret: of a network or VPN of this name, in a field, under a key of
+            it (or an empty text), with this value.
+    """
+
+    def named(value: str, key: _Key, field: str, entry: str | None, _: str) -> str:
+        if not value:
+            return value
+        return f"{{{{secret.{name_of(f'{key[0]}-{key[1]}', field, entry or '', value)}}}}}"
+
+    found = _mapped(bundle, named)
+    return found if is_template(found) else {"template": found}
+
+
 def holds_secrets(authored: Any) -> bool:
     """Whether there is anything to hide."""
     return bool(hide(authored, MASKED) != authored)
@@ -163,7 +181,12 @@ def _mapped(bundle: Any, change: _Change) -> Any:
                 return value
             return change(value, key, field, entry, f"template.{path}")
 
-        return {**bundle, "template": _document_mapped(bundle["template"], of_value)}
+        return {**bundle, "template": _form_mapped(bundle["template"], of_value)}
+    return _form_mapped(bundle, change)
+
+
+def _form_mapped(bundle: Any, change: _Change) -> Any:
+    """The same of a document, or of the console's form."""
     if is_console_form(bundle):
         return console_networks(
             bundle,
@@ -171,10 +194,6 @@ def _mapped(bundle: Any, change: _Change) -> Any:
                 "wifi", "ssid", networks, "configuration.network.wifiNetworks", change
             ),
         )
-    return _document_mapped(bundle, change)
-
-
-def _document_mapped(bundle: Any, change: _Change) -> Any:
     network = _member(bundle, "network")
     if not isinstance(network, Mapping):
         return bundle

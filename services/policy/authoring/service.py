@@ -51,16 +51,15 @@ from services.policy.authoring.domain import (
 from services.policy.authoring.layering import (
     Around,
     InForce,
-    encoded,
-    folded,
     own_document_of,
     own_of,
     own_of_version,
+    together,
 )
 from services.policy.authoring.publishing import Publishing, Stages
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.stored_form import as_text
-from services.policy.authoring.templates import ReadValues, references
+from services.policy.authoring.templates import ReadValues, Values, references
 from services.policy.gate import store as gate_store
 from services.policy.gate.domain import gives_otherwise
 from services.policy.keys.service import KeyRing
@@ -407,7 +406,7 @@ class PolicyService:
                 policy, authored=as_text(bundle), merging=own_of_version(earlier).merging
             )
             published = await self._put_in_force(
-                connection, call, restored, document, earlier.version
+                connection, call, restored, document, values, earlier.version
             )
             rolled_back = PolicyRolledBack(
                 id=policy.id,
@@ -449,6 +448,8 @@ class PolicyService:
             json.loads(own_document_of(before)) if before else nothing,
             json.loads(own_document_of(after)),
             mask,
+            own_of_version(before).told if before else {},
+            own_of_version(after).told,
         )
         return str(before.version) if before else "", found
 
@@ -487,7 +488,7 @@ class PolicyService:
             raise not_publishable(broken) from broken
         filled = replace(policy, authored=as_text(bundle))
         if plan is not None:
-            version, _ = await self._signed(connection, call, filled, document, None)
+            version, _ = await self._signed(connection, call, filled, document, values, None)
             await store.insert_version(connection, self._vault, version)
             if filled.authored != policy.authored:
                 filled = await store.update_policy(connection, self._vault, filled, self._clock())
@@ -495,7 +496,7 @@ class PolicyService:
                 connection, call, filled, version, plan, publishing
             )
             return replace(filled, rollout_id=rollout_id)
-        published = await self._put_in_force(connection, call, filled, document, None)
+        published = await self._put_in_force(connection, call, filled, document, values, None)
         event = PolicyPublished(id=policy.id, before=snapshot(policy), after=snapshot(published))
         await self._tell(connection, policy, event)
         return published
@@ -517,7 +518,7 @@ class PolicyService:
         except DomainError:
             return False
         # Not the documents: layers have nothing twice.
-        return own_of(bundle, document, policy.merging) == own_of_version(version)
+        return own_of(bundle, document, policy.merging, values) == own_of_version(version)
 
     async def has_values(self, connection: Connection, policy: Policy) -> bool:
         """Whether devices have a policy in force with the values of now, or get it by a rollout."""
@@ -594,9 +595,10 @@ class PolicyService:
         call: Call,
         policy: Policy,
         document: bytes,
+        values: Values,
         rollback_of: int | None,
     ) -> Policy:
-        version, above = await self._signed(connection, call, policy, document, rollback_of)
+        version, above = await self._signed(connection, call, policy, document, values, rollback_of)
         await store.insert_version(connection, self._vault, version)
         await store.put_version_in_force(connection, self._vault, version)
         await self._stages.make_way(connection, policy)
@@ -620,6 +622,7 @@ class PolicyService:
         call: Call,
         policy: Policy,
         document: bytes,
+        values: Values,
         rollback_of: int | None,
     ) -> tuple[Version, list[InForce]]:
         """A new version of a policy, and the layers above that it was made with."""
@@ -627,7 +630,7 @@ class PolicyService:
         await check_there(connection, policy.tenant_id, policy.targets)
         last, reported = await lock_counter(connection, policy.tenant_id)
         number = next_version(last, reported)
-        own = own_of(json.loads(policy.authored), document, policy.merging)
+        own = own_of(json.loads(policy.authored), document, policy.merging, values)
         async with seeing_all(connection, "layers are of the tenants above"):
             above = await self._around.above(
                 connection, policy.tenant_id, targeted=bool(policy.targets)
@@ -636,9 +639,9 @@ class PolicyService:
         if above:
             # Only its tenant is looked at: it is a layer of its own kind.
             source = Source(Level.ORG, policy.tenant_id, policy.id, policy.name, number)
-            together = encoded(folded([*above, InForce(source, own)]))
+            all_of_them = together([*above, InForce(source, own)])
             # With targets it is put together for each set of them.
-            document = document if policy.targets else together
+            document = document if policy.targets else all_of_them
         signer = self._keys.signer
         version = Version(
             tenant_id=policy.tenant_id,
@@ -660,6 +663,7 @@ class PolicyService:
             layer=own.text(),
             inherits=bool(above) and not policy.targets,
             targets=policy.targets.text(),
+            leaves=frozenset[str]() if own.open is None else own.open.names,
         )
         return version, above
 

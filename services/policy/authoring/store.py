@@ -239,9 +239,10 @@ async def insert_version(connection: Connection, vault: Vault, version: Version)
     await connection.execute(
         "INSERT INTO policy.versions (tenant_id, version, policy_id, authored, document,"
         " signature, statement_payload, statement_signature, key_id, rollback_of, published_at,"
-        " published_by, form_extra, layer, inherits, targets, sealed_secrets, document_digest)"
+        " published_by, form_extra, layer, inherits, targets, sealed_secrets, document_digest,"
+        " leaves)"
         " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
-        " $18)",
+        " $18, $19)",
         version.tenant_id,
         version.version,
         version.policy_id,
@@ -261,6 +262,7 @@ async def insert_version(connection: Connection, vault: Vault, version: Version)
         version.targets,
         stored[SEALED],
         sha256(version.document) if is_sealed else None,
+        sorted(version.leaves),
     )
     await move_counter(connection, version.tenant_id, version.version)
 

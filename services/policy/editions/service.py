@@ -20,15 +20,25 @@ from servicekit.observability import logs
 from servicekit.observability.logs import Repeated
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.security.digests import sha256
-from services.policy.authoring.layering import InForce, encoded, folded, with_locks
+from services.policy.authoring.filling import as_published, filled, made_with
+from services.policy.authoring.layering import InForce, together, with_locks
 from services.policy.editions import store
 from services.policy.keys.service import KeyRing
+from services.policy.layers.below import below
 from services.policy.layers.merging import Level, Source
 from services.policy.stamps import store as stamps_store
-from services.policy.stamps.domain import Content, Document, Targets, recipe_of, versions_of
+from services.policy.stamps.domain import (
+    Content,
+    Document,
+    Part,
+    Targets,
+    recipe_of,
+    versions_of,
+)
 from services.policy.stamps.service import Stamps
 from services.policy.targets.domain import MOST_PROFILES
 from services.policy.targets.service import Seats
+from services.policy.variables import store as variables_store
 from services.policy.vault import Vault
 from services.policy.versions import Version
 
@@ -112,6 +122,7 @@ class Editions:
             InForce(source_of(levels[one.tenant_id], one), one.own)
             for one in await store.assigned(connection, self._vault, [node.id for node in line])
         ]
+        layers = await self._filled(connection, line, layers)
         if not targets:
             return layers
         other = await store.otherwise(connection, self._vault, tenant_id, targets)
@@ -133,6 +144,23 @@ class Editions:
             layers.append(InForce(named, bound.assigned.own))
         return layers
 
+    async def _filled(
+        self, connection: Connection, line: Sequence[TenantNode], layers: list[InForce]
+    ) -> list[InForce]:
+        """Layers with the values that tenants below have of their own."""
+        names = {name for one in layers if one.own.open for name in one.own.open.names}
+        if not names:
+            return layers
+        at = {node.id: number for number, node in enumerate(line)}
+        own = await variables_store.own_values(connection, self._vault, at.keys(), names)
+        values = {tenant_id: some.values for tenant_id, some in own.items()}
+        found: list[InForce] = []
+        for one in layers:
+            under = line[at[one.source.tenant_id] + 1 :]
+            revisions = ((n.id, own[n.id].revision) for n in reversed(under) if n.id in own)
+            found.append(filled(one, below(under, revisions), values))
+        return found
+
     async def above(
         self, connection: Connection, tenant_id: UUID, *, targeted: bool
     ) -> list[InForce]:
@@ -147,8 +175,10 @@ class Editions:
         node = self._tenants.known(tenant_id)
         if node is None or node.kind != "org":
             return
-        recipe = recipe_of([*named(above), (version.tenant_id, version.policy_id, version.version)])
-        await store.put(connection, tenant_id, recipe, version.version, None)
+        own = Part(version.tenant_id, version.policy_id, version.version)
+        recipe = recipe_of([*named(above), own])
+        made = made_with(above)
+        await store.put(connection, tenant_id, recipe, version.version, None, filled=made)
 
     async def run(self) -> None:
         """Puts together what has changed, for as long as the service lives."""
@@ -206,7 +236,7 @@ class Editions:
         recipe = None if known is None else known.recipe
         if recipe is None:
             # A version alone needs nothing, and neither does no version.
-            if any(whose != org_id for whose, _, _ in layers):
+            if any(one.whose != org_id for one in layers):
                 yield ()
         elif recipe != recipe_of(layers):
             yield ()
@@ -340,8 +370,12 @@ class Editions:
 
         profile = new_id() if before is None else before.profile
         apart = profile if targets and _says_secrets(layers, org_id) else None
+        made = made_with(layers)
+        # Numbers do not tell whether a value is the one above, or what it was before.
+        is_refilled = made != ("" if before is None else before.filled)
         if apart is not None and (
             before is None
+            or is_refilled
             or versions_of(before.recipe, {org_id, *targets})
             != versions_of(recipe, {org_id, *targets})
         ):
@@ -358,26 +392,29 @@ class Editions:
                     problem,
                     profile,
                     apart=apart is not None,
+                    filled=made,
                 )
             else:
-                await store.put(connection, org_id, recipe, own, content, problem)
+                await store.put(connection, org_id, recipe, own, content, problem, made)
 
         if not layers:
             await put(None)
             return
         problem = ""
         try:
-            content, document = self._encoded(recipe, layers)
+            content, document = self._encoded(org_id, recipe, layers)
         except DomainError as unfit:
             log.warning("layers do not fit", tenant=str(org_id), error=unfit.message)
             problem = unfit.message
             kept = await self._wanted(connection, org_id, before)
-            made = await self._held(connection, layers, kept)
-            if made is None:
+            had = await self._held(connection, org_id, layers, kept)
+            if had is None:
                 await put(None, problem)
                 return
-            content, document = made
-        if (
+            content, document = had
+        if is_refilled and not problem:
+            await stamps_store.end_standing(connection, org_id, content, apart)
+        elif (
             own is not None
             and apart is None
             and await store.stamped_content(connection, org_id, own) == content
@@ -401,36 +438,49 @@ class Editions:
         await put(content, problem)
 
     async def _held(
-        self, connection: Connection, layers: Sequence[InForce], kept: Content | None
+        self,
+        connection: Connection,
+        org_id: UUID,
+        layers: Sequence[InForce],
+        kept: Content | None,
     ) -> tuple[Content, Document] | None:
         """What devices get of layers that do not fit; `None` where there is nothing to give."""
         had = None
         if kept is not None:
             had = (await stamps_store.documents(connection, self._vault, [kept])).get(kept)
         try:
-            body = with_locks(layers, None if had is None else had.body).body
+            body = with_locks(as_published(layers), None if had is None else had.body).body
         except DomainError:
             return None if kept is None or had is None else (kept, had)
         if kept is not None and had is not None and body == had.body:
             return kept, had
-        return self._signed(layers, body)
+        # What was kept may have values of tenants below.
+        is_filled = any(one.source.filled for one in layers)
+        return self._signed(org_id if is_filled else layers[-1].source.tenant_id, body)
 
-    def _encoded(self, recipe: str, layers: Sequence[InForce]) -> tuple[Content, Document]:
+    def _encoded(
+        self, org_id: UUID, recipe: str, layers: Sequence[InForce]
+    ) -> tuple[Content, Document]:
         """The signed document that layers make; organisations that only inherit share it."""
         key = f"{self._keys.signer.public.id}{recipe}"
         if (found := self._made.get(key)) is not None:
             self._made.move_to_end(key)
             return found
-        found = self._signed(layers, encoded(folded(layers)))
+        found = self._signed(self._owner(org_id, layers), together(layers))
         self._made[key] = found
         if len(self._made) > _MOST_MADE:
             self._made.popitem(last=False)
         return found
 
-    def _signed(self, layers: Sequence[InForce], body: bytes) -> tuple[Content, Document]:
+    def _owner(self, org_id: UUID, layers: Sequence[InForce]) -> UUID:
+        """Whose a document is: the lowest tenant's of those that have a say in it."""
+        say = {one.source.tenant_id for one in layers} | {one.filled_by for one in layers}
+        return [node.id for node in self._tenants.whole_line(org_id) if node.id in say][-1]
+
+    def _signed(self, owner: UUID, body: bytes) -> tuple[Content, Document]:
         signer = self._keys.signer
         return (
-            Content(layers[-1].source.tenant_id, sha256(body)),
+            Content(owner, sha256(body)),
             Document(body, signer.sign(body), signer.public.id),
         )
 
@@ -459,10 +509,11 @@ def level_of(node: TenantNode) -> Level:
     return _LEVELS[node.kind]
 
 
-def named(layers: Sequence[InForce]) -> list[tuple[UUID, UUID, int]]:
-    """Whose layers are, policy and version, as `recipe_of` takes them."""
-    found: list[tuple[UUID, UUID, int]] = []
+def named(layers: Sequence[InForce]) -> list[Part]:
+    """Layers as `recipe_of` takes them."""
+    found: list[Part] = []
     for one in layers:
-        assert one.source.policy_id is not None
-        found.append((one.source.whose, one.source.policy_id, one.source.version))
+        source = one.source
+        assert source.policy_id is not None
+        found.append(Part(source.whose, source.policy_id, source.version, source.filled))
     return found

@@ -57,6 +57,8 @@ class Stored:
     problem: str
     profile: UUID
     """Its id, where there are targets."""
+    filled: str = ""
+    """Tells with which values of tenants below."""
 
 
 async def try_lead(connection: Connection) -> bool:
@@ -172,10 +174,10 @@ async def get_stored(
 ) -> Stored | None:
     """What was last made for an organisation, or for those of its devices with some targets."""
     row = await connection.fetchrow(
-        "SELECT recipe, document_tenant, digest, problem, id FROM policy.profiles"
+        "SELECT recipe, document_tenant, digest, problem, id, filled FROM policy.profiles"
         " WHERE tenant_id = $1 AND targets = $2"
         if targets
-        else "SELECT recipe, document_tenant, digest, problem, id FROM policy.editions"
+        else "SELECT recipe, document_tenant, digest, problem, id, filled FROM policy.editions"
         " WHERE tenant_id = $1 AND $2::uuid[] = '{}'",
         tenant_id,
         list(targets),
@@ -184,7 +186,7 @@ async def get_stored(
         return None
     digest = row["digest"]
     content = None if digest is None else Content(row["document_tenant"], digest)
-    return Stored(row["recipe"], content, row["problem"], row["id"])
+    return Stored(row["recipe"], content, row["problem"], row["id"], row["filled"])
 
 
 async def put_profile(
@@ -197,14 +199,16 @@ async def put_profile(
     profile: UUID,
     *,
     apart: bool,
+    filled: str = "",
 ) -> None:
     """Stores what was made for those devices of an organisation with some targets."""
     await connection.execute(
         "INSERT INTO policy.profiles"
-        " (tenant_id, targets, id, recipe, document_tenant, digest, problem, apart)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (tenant_id, targets) DO UPDATE"
+        " (tenant_id, targets, id, recipe, document_tenant, digest, problem, apart, filled)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (tenant_id, targets) DO UPDATE"
         " SET recipe = excluded.recipe, document_tenant = excluded.document_tenant,"
         " digest = excluded.digest, problem = excluded.problem, apart = excluded.apart,"
+        " filled = excluded.filled,"
         " changed_xid = pg_current_xact_id()",
         tenant_id,
         list(targets),
@@ -214,6 +218,7 @@ async def put_profile(
         None if content is None else content.digest,
         problem,
         apart,
+        filled,
     )
 
 
@@ -234,19 +239,22 @@ async def put(
     own_version: int | None,
     content: Content | None,
     problem: str = "",
+    filled: str = "",
 ) -> None:
     """Stores what was made for an organisation."""
     await connection.execute(
         "INSERT INTO policy.editions"
-        " (tenant_id, recipe, own_version, document_tenant, digest, problem)"
-        " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant_id) DO UPDATE"
+        " (tenant_id, recipe, own_version, document_tenant, digest, problem, filled)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant_id) DO UPDATE"
         " SET recipe = excluded.recipe, own_version = excluded.own_version,"
         " document_tenant = excluded.document_tenant, digest = excluded.digest,"
-        " problem = excluded.problem, changed_xid = pg_current_xact_id()",
+        " problem = excluded.problem, filled = excluded.filled,"
+        " changed_xid = pg_current_xact_id()",
         tenant_id,
         recipe,
         own_version,
         None if content is None else content.tenant_id,
         None if content is None else content.digest,
         problem,
+        filled,
     )

@@ -15,6 +15,7 @@ from servicekit.ids import Clock, new_id
 from servicekit.keys import log as key_log
 from servicekit.keys.log import Action
 from servicekit.observability import logs
+from servicekit.peers.tenants import TenantNode
 from servicekit.security.sealing import Sealer, SealingError
 from servicekit.security.signing import PublicKey, pem_bundle
 from services.policy.keys import store
@@ -177,6 +178,36 @@ class KeyRing:
             raise ValueError(f"the private half of policy key {key.public.id} does not fit")
         return signer
 
+    async def end_of_tenant(self, connection: Connection, tenant: TenantNode) -> int:
+        """Ends the keys of a tenant that is deleted, before their rows go; answers how many.
+
+        The public log stays, and says that they ended. No process signs with them any more: each
+        one calls this.
+
+        Args:
+            connection: of the tenant.
+            tenant: the tenant.
+        """
+        await store.lock(connection)
+        ended = [
+            replace(
+                key,
+                state=State.RETIRED,
+                sealed_seed=None,
+                retired_at=self._clock(),
+                ending_until=None,
+            )
+            for key in await store.keys(connection)
+            if key.tenant_id == tenant.id and key.state is not State.RETIRED
+        ]
+        for key in ended:
+            await store.update(connection, key)
+        await self._enter_ends(connection, ended)
+        left = {id_: k for id_, k in self._keys.by_id.items() if k.tenant_id != tenant.id}
+        self._signers = {id_: one for id_, one in self._signers.items() if id_ in left}
+        self._keys = Keys(left, self._keys.has_root, self._keys.certified)
+        return len(ended)
+
     async def _take(self, connection: Connection, changed: Iterable[PolicyKey]) -> None:
         keys = {**self._keys.by_id, **{key.public.id: key for key in changed}}
         root = await store.root(connection)
@@ -239,7 +270,8 @@ class KeyRing:
             head = await store.append(connection, head, Action.ADD, key.public, entry)
 
     async def _enter_ends(self, connection: Connection, keys: Iterable[PolicyKey]) -> None:
-        """Enters the ends of keys that a restore knew from the audit log: it signs nothing."""
+        """Enters the ends of keys that a restore knew from the audit log, as it signs nothing, and
+        of those of tenants that are deleted."""
         vouching = self._keys.active(None)
         signer = None if vouching is None else self._signers.get(vouching.public.id)
         if vouching is None or signer is None or vouching.compromised_at is not None:

@@ -102,6 +102,8 @@ class Source:
     """The group or the device; or the gate."""
     target_name: str = ""
     """The group's alias."""
+    filled: str = ""
+    """Tells which values of tenants below are in it; empty for none."""
 
     @property
     def whose(self) -> UUID:
@@ -116,6 +118,8 @@ class Layer:
     source: Source
     sets: Mapping[str, Any] = field(repr=False)
     merging: Merging = Merging()
+    told: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+    """What is compared in place of secrets, by path and item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,8 @@ class Value:
     lost: list[Lost] = field(default_factory=list)
     gone: bool = False
     """Whether no layer that counts has it any more."""
+    told: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What is compared in place of fields of `value` with secrets."""
 
 
 class Folded:
@@ -212,7 +218,7 @@ class Folded:
             if path in layer.sets:
                 self._touched.add(path)
             for name, value in _named(one, layer.sets):
-                self._set(one, name, value, layer.source)
+                self._set(one, name, value, layer)
         for path in PATHS:
             if merging.locks(path):
                 self._locked.add(path)
@@ -237,17 +243,18 @@ class Folded:
                 self._values[one.path, name] = held
             held.lost.append(Lost(layer.source, value, Why.LOCKED_ABOVE))
 
-    def _set(self, one: Field, name: str, value: Any, source: Source) -> None:
+    def _set(self, one: Field, name: str, value: Any, layer: Layer) -> None:
+        source, told = layer.source, layer.told.get(one.path, {}).get(name)
         if one.path in _PROFILES and self._meets(one.path, name, value, source):
             return
         held = self._values.get((one.path, name))
         if held is None:
-            self._values[one.path, name] = Value(one.path, name, value, source)
+            self._values[one.path, name] = Value(one.path, name, value, source, told=told)
             return
         if not held.gone:
             assert held.source is not None
             held.lost.append(Lost(held.source, held.value, Why.LOWER_PRIORITY))
-        held.value, held.source, held.gone = value, source, False
+        held.value, held.source, held.gone, held.told = value, source, False, told
 
     def _meets(self, path: str, name: str, value: Any, source: Source) -> bool:
         """Makes room for a network whose file another one has; answers whether that is locked."""

@@ -225,6 +225,22 @@ class Rollouts:
                 " somebody of a tenant above; API tokens cannot",
             )
 
+    async def check_values(
+        self, connection: Connection, call: Call, tenant_id: UUID, *, urgent: bool
+    ) -> None:
+        """Refuses it in a freeze, and of one person, as `variables.above.Deciding` has it."""
+        async with seeing_all(connection, "what tenants above say counts, too"):
+            effect = await self.in_effect(connection, tenant_id)
+        if not urgent:
+            effect.check(self._clock())
+        if effect.require_approval and not may_decide_alone(call.caller, tenant_id):
+            raise permission_denied(
+                "OWNER_NEEDED",
+                "a policy above takes the value, and devices get it at once: where a second person"
+                " approves publishes, an Owner has to change it, or somebody of a tenant above; API"
+                " tokens cannot",
+            )
+
     async def check_end(self, connection: Connection, call: Call, tenant_id: UUID) -> None:
         """Refuses it to others than Owners, as `gate.service.Publishing` has it."""
         async with seeing_all(connection, "what tenants above say counts, too"):

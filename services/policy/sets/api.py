@@ -15,6 +15,7 @@ from servicekit.rpc.values import from_value, to_value
 from services.policy.authoring.api import asked_merging, mask_for, to_merging
 from services.policy.authoring.secret_values import hide
 from services.policy.sets.domain import Action, Entry, Step, VariableStep
+from services.policy.sets.moving import MovingSecrets
 from services.policy.sets.service import Asked, Exported, PolicySets
 from services.policy.sets.variables import Named
 from services.policy.simulation.api import SimulationApi, to_simulation
@@ -83,9 +84,31 @@ def _to_exported(one: Exported, mask: str) -> policy_pb2.ExportedPolicy:
 class PolicySetApi(SimulationApi):
     """evergreen.v1.PolicyService, with sets of policies."""
 
-    def __init__(self, sets: PolicySets, *others: Any) -> None:
+    def __init__(self, sets: PolicySets, moving: MovingSecrets, *others: Any) -> None:
         super().__init__(*others)
         self._sets = sets
+        self._moving = moving
+
+    async def MovePolicySecrets(
+        self, request: policy_pb2.MovePolicySecretsRequest, context: Context
+    ) -> policy_pb2.MovePolicySecretsResponse:
+        """Gives names to the secrets that stand in policies."""
+        moved = await self._moving.move(
+            context.call,
+            UUID(request.org_id),
+            validate_only=request.validate_only,
+            urgent=request.urgent,
+        )
+        return policy_pb2.MovePolicySecretsResponse(
+            secrets=moved.secrets,
+            policies=[
+                policy_pb2.PolicyWithMovedSecrets(
+                    policy_id=str(policy.id), name=policy.name, published=published
+                )
+                for policy, published in moved.policies
+            ],
+            moved=not request.validate_only,
+        )
 
     async def ApplyPolicySet(
         self, request: policy_pb2.ApplyPolicySetRequest, context: Context

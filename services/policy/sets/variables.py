@@ -102,7 +102,7 @@ class ApplyingVariables:
             elif not prune:
                 steps.append(VariableStep(Action.LEFT, one, one))
             else:
-                await self._variables.deleted(connection, one)
+                await self._variables.deleted(connection, self._call, one)
                 steps.append(VariableStep(Action.DELETE, one, None))
         return steps
 

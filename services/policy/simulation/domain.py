@@ -268,6 +268,8 @@ def _to_compare(value: Value | None, whose: UUID) -> Any:
     if found is None or value is None:
         return None
     source = value.source
+    if value.told is not None and (source is None or source.tenant_id == whose):
+        return {**found, **value.told}
     if source is None or source.tenant_id == whose:
         return found or None if isinstance(found, list) else found
     return shown(value.path, found, f"{source.policy_id} {source.version}")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 from servicekit.data.postgres import Database
 from servicekit.errors import unavailable
-from services.policy.authoring.layering import InForce, Own, encoded, folded
+from services.policy.authoring.filling import as_published, filled
+from services.policy.authoring.layering import InForce, Own, together
+from services.policy.authoring.templates import Values
+from services.policy.layers.below import Below
 from services.policy.layers.merging import Source
 from services.policy.simulation import store
 from services.policy.simulation.domain import Compared, Notice, Some, Tally, compared
@@ -64,6 +67,9 @@ class Looking:
         self._given = {one.policy_id: one.own for one in candidates if one.own is not None}
         self._owns: OrderedDict[tuple[UUID, int], tuple[Own, int]] = OrderedDict()
         self._characters = 0
+        self._below: Mapping[UUID, Below] = {}
+        self._values: Mapping[UUID, Values] = {}
+        """Of the place that is looked at, as that has them."""
         self._folded: _Recent[Said, Made] = _Recent()
         self._compared: _Recent[object, Compared] = _Recent()
 
@@ -84,6 +90,7 @@ class Looking:
                 where nothing is in force, now or then.
             some: the devices.
         """
+        self._below, self._values = place.below, place.values
         now, then = place.layers_now(targets), place.layers_then(targets)
         if said(now) == said(then):
             return
@@ -99,7 +106,7 @@ class Looking:
             found, is_shared = await self._compare(place, targets, version or 0)
             if is_shared:
                 self._compared.put(key, found)
-        edition = tuple((one.whose, one.policy_id, one.version) for one in then)
+        edition = tuple((one.whose, one.policy_id, one.version, one.filled) for one in then)
         self.tally.take(some, edition, found)
 
     async def _compare(self, place: Place, targets: Targets, version: int) -> tuple[Compared, bool]:
@@ -127,10 +134,11 @@ class Looking:
             found = Compared(found.differences, (*found.warnings, Notice("ORPHANED_BEFORE")))
         return found, is_shared
 
-    async def check_fits(self, layers: Sources) -> None:
+    async def check_fits(self, place: Place, layers: Sources) -> None:
         """Raises what a publish raises where layers do not fit."""
+        self._below, self._values = place.below, place.values
         layered = await self._layers(layers)
-        await self._worked(lambda: encoded(folded(layered)))
+        await self._worked(lambda: together(layered))
 
     async def _fold(self, layers: Sources) -> Made:
         found = self._folded.get(said(layers))
@@ -140,7 +148,7 @@ class Looking:
         return found
 
     async def _held(self, layers: Sources, had: Made | None) -> Made | None:
-        layered = await self._layers(layers)
+        layered = as_published(await self._layers(layers))
         return await self._worked(partial(held, layered, had))
 
     async def _to_have(self, place: Place, targets: Targets, before: Made) -> Made | None:
@@ -175,7 +183,12 @@ class Looking:
             own = have.get(said([one])) or read.get((one.tenant_id, one.version))
             if own is None:
                 raise unavailable("a policy was deleted meanwhile; try again")
-            layers.append(InForce(one, own))
+            layer = InForce(one, own)
+            if one.filled:
+                layer = await self._worked(
+                    partial(filled, layer, self._below[one.tenant_id], self._values)
+                )
+            layers.append(layer)
         return layers
 
     def _own(self, source: Source) -> Own | None:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from servicekit.errors import DomainError
 from servicekit.security.digests import sha256
-from services.policy.authoring.layering import InForce, encoded, folded, with_locks
+from services.policy.authoring.layering import InForce, folded, together, with_locks
 from services.policy.layers.fields import FIELDS
 from services.policy.layers.merging import Folded, Level, Source, Value
 
@@ -70,7 +70,7 @@ def fold(layers: Sequence[InForce]) -> Made:
     """What layers make, the root's first."""
     found = folded(layers)
     try:
-        return Made(_values(found), encoded(found))
+        return Made(_values(found), together(layers))
     except DomainError:
         return Made(_values(found))
 

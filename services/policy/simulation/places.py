@@ -8,6 +8,8 @@ from typing import TypeAlias
 from uuid import UUID
 
 from services.policy.authoring.layering import Own
+from services.policy.authoring.templates import Values
+from services.policy.layers.below import Below
 from services.policy.layers.merging import Level, Source
 from services.policy.stamps.domain import Targets
 from services.policy.targets.domain import Group, PolicyTargets
@@ -16,7 +18,7 @@ Rank: TypeAlias = tuple[bool, int, UUID]
 """Where a group or a device stands among such, the weakest first, as `WEAKEST_FIRST` has it."""
 Sources: TypeAlias = tuple[Source, ...]
 """Layers without what they say, the root's first."""
-Said: TypeAlias = tuple[tuple[Level, UUID, UUID | None, int], ...]
+Said: TypeAlias = tuple[tuple[Level, UUID, UUID | None, int, str], ...]
 """Names what layers say, for whichever groups and devices they are."""
 
 
@@ -32,7 +34,9 @@ def device_rank(device_id: UUID) -> Rank:
 
 def said(layers: Sequence[Source]) -> Said:
     """Names what layers say."""
-    return tuple((one.level, one.tenant_id, one.policy_id, one.version) for one in layers)
+    return tuple(
+        (one.level, one.tenant_id, one.policy_id, one.version, one.filled) for one in layers
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,18 @@ class Candidate:
     def tenant_id(self) -> UUID:
         """Whose policy it is."""
         return self.source.tenant_id
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        """Its tenant and number."""
+        return self.tenant_id, self.source.version
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """What it leaves to tenants below, where it is for all devices."""
+        if self.own is None or self.own.open is None or self.targets:
+            return frozenset()
+        return self.own.open.names
 
     @property
     def policy_id(self) -> UUID:
@@ -104,6 +120,10 @@ class Place:
     """An organisation's layers now and then: of tenants, and of its groups and devices.
 
     Of devices that fall short of an enforced gate the only target is the gate.
+
+    Args:
+        below: the tenants below each one that leaves something to them, by its id.
+        values: what tenants have of their own in place of that.
     """
 
     def __init__(
@@ -115,8 +135,12 @@ class Place:
         bound_then: Mapping[Rank, Source],
         gates_now: Mapping[UUID, Source],
         gates_then: Mapping[UUID, Source],
+        below: Mapping[UUID, Below],
+        values: Mapping[UUID, Values],
     ) -> None:
         self.tenant_id = tenant_id
+        self.below = below
+        self.values = values
         self.now: Sources = tuple(now)
         self.then: Sources = tuple(then)
         self._now = {rank[2]: (rank, layer) for rank, layer in bound_now.items()}

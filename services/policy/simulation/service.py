@@ -12,7 +12,7 @@ from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import DomainError, FieldViolation, invalid, invalid_field, not_found
 from servicekit.ids import new_id
-from servicekit.peers.tenants import TenantDirectory
+from servicekit.peers.tenants import TenantDirectory, TenantNode
 from services.policy.authoring import store as authoring_store
 from services.policy.authoring.domain import (
     Policy,
@@ -21,10 +21,12 @@ from services.policy.authoring.domain import (
     not_publishable,
     standing_of,
 )
+from services.policy.authoring.filling import OwnValues
 from services.policy.authoring.layering import Own, own_of
 from services.policy.authoring.secret_values import complete, restore
-from services.policy.authoring.templates import Values, references
+from services.policy.authoring.templates import NO_VALUES, Values, references
 from services.policy.editions.service import level_of
+from services.policy.layers.below import Below, below
 from services.policy.layers.merging import Merging, Source
 from services.policy.simulation import store
 from services.policy.simulation.domain import MOST_SAMPLED, Notice, Some, Tally
@@ -44,6 +46,7 @@ from services.policy.targets.domain import (
 )
 from services.policy.targets.service import Seats, check_there
 from services.policy.variables import store as variables_store
+from services.policy.variables.values import ValuesInUse
 from services.policy.vault import Vault
 from services.policy.versions import Version
 
@@ -77,7 +80,7 @@ class _Read:
     in_force: Version | None
     candidate: Candidate
     """As for a withdrawal."""
-    values: Values = field(default_factory=dict, repr=False)
+    values: Values = NO_VALUES
     """Of the references of the policy, as it is stored or asked for."""
 
 
@@ -85,12 +88,18 @@ class Simulations:
     """The use cases around what would change."""
 
     def __init__(
-        self, database: Database, vault: Vault, tenants: TenantDirectory, seats: Seats
+        self,
+        database: Database,
+        vault: Vault,
+        tenants: TenantDirectory,
+        seats: Seats,
+        values: ValuesInUse,
     ) -> None:
         self._database = database
         self._vault = vault
         self._tenants = tenants
         self._seats = seats
+        self._values = values
         self._turns = Turns()
 
     async def simulate(self, call: Call, asked: Asked) -> Tally:
@@ -163,9 +172,7 @@ class Simulations:
             raise still_everywhere()
         groups = await check_there(connection, tenant_id, targets, to_keep=False)
         bundle = asked.bundle if asked.has_bundle or policy is None else json.loads(policy.authored)
-        values = await variables_store.values(
-            connection, self._vault, tenant_id, references(bundle)
-        )
+        values = await self._values(connection, tenant_id, references(bundle), to_keep=False)
         return _Read(
             tenant_id,
             policy,
@@ -284,8 +291,16 @@ class Simulations:
         then = now
         for one in candidates:
             then = one.in_force(then)
+        leaves = {**found.leaves, **{one.key: one.leaves for one in candidates}}
+        names = {name for key in leaves for name in leaves[key]}
+        own: dict[UUID, OwnValues] = {}
+        if names:
+            own = await variables_store.own_values(connection, self._vault, levels.keys(), names)
+
+        values = {tenant_id: some.values for tenant_id, some in own.items()}
         places: dict[UUID, Place] = {}
         for tenant_id, line in lines.items():
+            under = _under(line, own) if names else {}
             bound = bound_then = found.bound.get(tenant_id, {})
             gates = gates_then = found.gates.get(tenant_id, {})
             for one in candidates:
@@ -294,14 +309,40 @@ class Simulations:
                     gates_then = one.gates(gates_then)
             places[tenant_id] = Place(
                 tenant_id,
-                (now[node.id] for node in line if node.id in now),
-                (then[node.id] for node in line if node.id in then),
+                _filled(line, now, leaves, under),
+                _filled(line, then, leaves, under),
                 bound,
                 bound_then,
                 gates,
                 gates_then,
+                under,
+                values,
             )
         return places
+
+
+def _under(line: Sequence[TenantNode], own: Mapping[UUID, OwnValues]) -> dict[UUID, Below]:
+    """The tenants below each of a line."""
+    found: dict[UUID, Below] = {}
+    for at, node in enumerate(line):
+        rest = line[at + 1 :]
+        revisions = ((one.id, own[one.id].revision) for one in reversed(rest) if one.id in own)
+        found[node.id] = below(rest, revisions)
+    return found
+
+
+def _filled(
+    line: Sequence[TenantNode],
+    layers: Mapping[UUID, Source],
+    leaves: Mapping[tuple[UUID, int], frozenset[str]],
+    under: Mapping[UUID, Below],
+) -> Iterator[Source]:
+    """The layers of a line, each with which values of tenants below are in it."""
+    for node in line:
+        if node.id in layers:
+            layer = layers[node.id]
+            left = leaves.get((node.id, layer.version), frozenset())
+            yield replace(layer, filled=under[node.id].mark(left)) if left else layer
 
 
 def _check(asked: Asked) -> None:
@@ -338,7 +379,7 @@ def _own(read: _Read, asked: Asked) -> Own:
     merging = asked.merging
     if merging is None:
         merging = Merging() if policy is None else policy.merging
-    return own_of(bundle, document, merging)
+    return own_of(bundle, document, merging, read.values)
 
 
 async def _check_fits(looking: Looking, here: Place, candidate: Candidate) -> None:
@@ -349,7 +390,7 @@ async def _check_fits(looking: Looking, here: Place, candidate: Candidate) -> No
         one for one in here.now if candidate.targets or one.tenant_id != candidate.tenant_id
     )
     if above:
-        await looking.check_fits((*above, candidate.source))
+        await looking.check_fits(here, (*above, candidate.source))
 
 
 def _batches(orgs: Sequence[UUID], bound: Mapping[UUID, int]) -> Iterator[list[UUID]]:

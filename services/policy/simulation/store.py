@@ -19,7 +19,7 @@ from services.policy.simulation.made import Ran
 from services.policy.simulation.places import Rank, device_rank, group_rank
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.domain import Targets
-from services.policy.vault import Vault, of_version
+from services.policy.vault import NAMES_SECRETS, Vault, of_version
 
 _AT_ONCE: Final = 500
 
@@ -50,6 +50,8 @@ class InForce:
     """Those for groups and devices, by organisation."""
     gates: dict[UUID, dict[UUID, Source]]
     """Those for devices that fall short of enforced gates, by organisation and gate."""
+    leaves: dict[tuple[UUID, int], frozenset[str]]
+    """What versions for all devices leave to tenants below, by tenant and number."""
 
 
 async def alike(
@@ -115,29 +117,31 @@ async def in_force(
     """
     rows = await connection.fetch(
         "SELECT a.tenant_id, NULL AS kind, NULL::uuid AS target_id, NULL AS alias, 0 AS priority,"
-        " a.policy_id, a.version, p.name FROM policy.assignments a"
+        " a.policy_id, a.version, p.name, v.leaves FROM policy.assignments a"
+        " JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
         " LEFT JOIN policy.policies p ON p.id = a.policy_id AND p.tenant_id = a.tenant_id"
         " WHERE a.tenant_id = ANY ($1) AND a.version IS NOT NULL UNION ALL"
         " SELECT b.tenant_id, b.kind, b.target_id, g.alias, coalesce(g.priority, 0),"
-        " b.policy_id, b.version, p.name FROM policy.bindings b"
+        " b.policy_id, b.version, p.name, '{}' FROM policy.bindings b"
         " LEFT JOIN policy.groups g ON g.id = b.target_id"
         " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = b.tenant_id"
         " WHERE b.tenant_id = ANY ($2) AND b.version IS NOT NULL"
         " AND (b.kind = 'device' OR NOT g.deleted) UNION ALL"
         " SELECT e.tenant_id, 'gate', e.id, g.alias, 0, e.otherwise_policy_id, e.otherwise_version,"
-        " p.name FROM policy.gate e LEFT JOIN policy.groups g ON g.id = e.target_id"
+        " p.name, '{}' FROM policy.gate e LEFT JOIN policy.groups g ON g.id = e.target_id"
         " LEFT JOIN policy.policies p ON p.id = e.otherwise_policy_id"
         " AND p.tenant_id = e.tenant_id WHERE e.tenant_id = ANY ($2) AND e.mode = 'ENFORCE'",
         list(tenant_ids),
         list(org_ids),
     )
-    found = InForce({}, {}, {})
+    found = InForce({}, {}, {}, {})
     for row in rows:
         source = Source(
             Level.ORG, row["tenant_id"], row["policy_id"], row["name"] or "", row["version"]
         )
         if row["kind"] is None:
             found.of_tenants[source.tenant_id] = source
+            found.leaves[source.tenant_id, source.version] = frozenset(row["leaves"])
             continue
         if row["kind"] == "gate":
             gated = replace(
@@ -192,11 +196,16 @@ def _layer(vault: Vault, row: asyncpg.Record) -> str:
     return own_of(authored, found["document"], Merging()).text()
 
 
+_ALONE: Final = f"(NOT v.inherits AND v.sealed_secrets IS NULL AND v.authored !~ '{NAMES_SECRETS}')"
+"""Whether a version's secrets may be compared: none is of above, and none has a name. Of a sealed
+version that is not known."""
+
+
 async def ran(connection: Connection, vault: Vault, org_id: UUID, version: int) -> Ran | None:
     """What a number of an organisation stands for; `None` for nothing that is known."""
     row = await connection.fetchrow(
         "SELECT d.tenant_id, d.digest, d.body, d.sealed_secrets,"
-        " coalesce(NOT v.inherits AND v.targets IS NULL, false) AS alone"
+        f" coalesce({_ALONE} AND v.targets IS NULL, false) AS alone"
         " FROM policy.stamps s JOIN policy.documents d"
         " ON d.tenant_id = s.document_tenant AND d.digest = s.digest"
         " LEFT JOIN policy.versions v ON v.tenant_id = s.tenant_id AND v.version = s.version"
@@ -210,12 +219,12 @@ async def ran(connection: Connection, vault: Vault, org_id: UUID, version: int) 
     former = await stamps_store.former(connection, vault, org_id, version)
     if former is None:
         return None
-    inherits = await connection.fetchval(
-        "SELECT inherits FROM policy.versions WHERE tenant_id = $1 AND version = $2",
+    alone = await connection.fetchval(
+        f"SELECT {_ALONE} FROM policy.versions v WHERE v.tenant_id = $1 AND v.version = $2",
         org_id,
         version,
     )
-    return Ran(former[1].body, alone=not inherits)
+    return Ran(former[1].body, alone=bool(alone))
 
 
 async def to_have(

@@ -180,6 +180,10 @@ class Known:
     """The place of each group and device that `bound` or a rollout names; the weakest is first."""
     gates: Mapping[UUID, Otherwise] = field(default_factory=dict)
     """Those that are enforced."""
+    leaves: frozenset[str] = frozenset()
+    """What the version in force leaves to tenants below, by the names of values."""
+    values: int = 0
+    """Changes with each value of the tenant that templates above may take; 0 for none."""
 
     @cached_property
     def place(self) -> Mapping[UUID, int]:
@@ -221,21 +225,36 @@ class Known:
         return self.assigned
 
 
-def recipe_of(versions: Iterable[tuple[UUID, UUID, int]]) -> str:
+class Part(NamedTuple):
+    """A layer of what is put together."""
+
+    whose: UUID
+    policy_id: UUID
+    version: int
+    filled: str = ""
+    """Tells which values of tenants below are in it; empty for none."""
+
+
+def recipe_of(parts: Iterable[Part]) -> str:
     """The text that names what is put together: of each layer whose it is, policy and version."""
-    return json.dumps([[str(whose), str(policy), version] for whose, policy, version in versions])
+    return json.dumps(
+        [
+            [str(one.whose), str(one.policy_id), one.version, *([one.filled] if one.filled else ())]
+            for one in parts
+        ]
+    )
 
 
 def versions_of(recipe: str, whose: Set[UUID]) -> set[tuple[UUID, int]]:
     """The versions of some tenants and targets in what `recipe_of` wrote."""
     made = json.loads(recipe) if recipe else []
-    return {(UUID(one), version) for one, _, version in made if UUID(one) in whose}
+    return {(UUID(one), version) for one, _, version, *_ in made if UUID(one) in whose}
 
 
 def is_made_of(recipe: str, whose: Set[UUID]) -> bool:
     """Whether what `recipe_of` names is of some tenants and targets alone."""
     made = json.loads(recipe) if recipe else []
-    return bool(made) and all(UUID(one) in whose for one, _, _ in made)
+    return bool(made) and all(UUID(one) in whose for one, *_ in made)
 
 
 @dataclass(frozen=True, slots=True)

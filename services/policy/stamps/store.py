@@ -44,6 +44,7 @@ CHANGING: Final = (
     "SELECT changed_xid FROM policy.profiles",
     "SELECT changed_xid FROM policy.rollout",
     "SELECT changed_xid FROM policy.gate",
+    "SELECT changed_xid FROM policy.own_values",
 )
 """What the feed below tells of (`servicekit.feeds.changes`)."""
 
@@ -56,6 +57,7 @@ _FED: Final = (
     "profiles",
     "rollout",
     "gate",
+    "own_values",
 )
 _BEHIND: Final = (
     "(SELECT {0}.changed_xid, {0}.id, {0}.tenant_id FROM policy.{0}"
@@ -153,9 +155,12 @@ async def known(
     rows = await connection.fetch(
         "SELECT t.tenant_id, a.policy_id, a.version, e.recipe,"
         " coalesce(e.problem, '') <> '' OR EXISTS (SELECT FROM policy.profiles p"
-        " WHERE p.tenant_id = t.tenant_id AND p.problem <> '') AS held"
+        " WHERE p.tenant_id = t.tenant_id AND p.problem <> '') AS held,"
+        " coalesce(v.leaves, '{}') AS leaves, coalesce(o.revision, 0) AS own_values"
         " FROM unnest($1::uuid[]) AS t (tenant_id)"
         " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
+        " LEFT JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
+        " LEFT JOIN policy.own_values o ON o.tenant_id = t.tenant_id"
         " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id",
         wanted,
     )
@@ -169,6 +174,8 @@ async def known(
             tuple(rollouts.get(row["tenant_id"], ())),
             order.get(row["tenant_id"], {}),
             gates.get(row["tenant_id"], {}),
+            frozenset(row["leaves"]),
+            row["own_values"],
         )
         for row in rows
     }
@@ -494,6 +501,21 @@ async def newest_standing(
         apart,
     )
     return version
+
+
+async def end_standing(
+    connection: Connection, tenant_id: UUID, content: Content, apart: UUID | None = None
+) -> None:
+    """Lets the numbers of a content stand for nothing: the next one is new, whatever was before."""
+    await connection.execute(
+        "UPDATE policy.stamps s SET stands = false, changed_xid = pg_current_xact_id()"
+        " WHERE s.tenant_id = $1 AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
+        " AND s.profile IS NOT DISTINCT FROM $4",
+        tenant_id,
+        content.tenant_id,
+        content.digest,
+        apart,
+    )
 
 
 async def end_apart(connection: Connection, tenant_id: UUID, profile: UUID) -> None:

@@ -22,10 +22,12 @@ from servicekit.feeds.feed import ANSWER_SECONDS, Cursor, Follower, asking
 from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from servicekit.peers.devices import DeviceAccess
-from servicekit.peers.tenants import TenantDirectory
+from servicekit.peers.tenants import TenantDirectory, TenantNode
 from services.policy.keys.service import KeyRing
+from services.policy.layers.below import Below, below
 from services.policy.stamps.domain import (
     Known,
+    Part,
     Rolling,
     Standing,
     Targets,
@@ -316,18 +318,28 @@ class Seats:
         """Of which versions an edition is to be made now, as far as this process knows."""
         return recipe_of(self.layers(tenant_id, targets))
 
-    def layers(self, tenant_id: UUID, targets: Targets = ()) -> list[tuple[UUID, UUID, int]]:
-        """The versions in force for devices of an organisation, the root's first: whose they are,
-        policy and version."""
-        found: list[tuple[UUID, UUID, int]] = []
-        for node in self._tenants.line(tenant_id):
+    def layers(self, tenant_id: UUID, targets: Targets = ()) -> list[Part]:
+        """The versions in force for devices of an organisation, the root's first."""
+        found: list[Part] = []
+        line = self._tenants.line(tenant_id)
+        for at, node in enumerate(line):
             known = self._known.get(node.id, _NOTHING)
             assigned = known.assigned_to(targets) if node.id == tenant_id else known.assigned
             if assigned is not None:
-                found.append((node.id, *assigned))
+                filled = self._below(line[at + 1 :]).mark(known.leaves) if known.leaves else ""
+                found.append(Part(node.id, *assigned, filled))
         for bound in self._known.get(tenant_id, _NOTHING).bound_to(targets):
-            found.append((bound.target_id, bound.policy_id, bound.version))
+            found.append(Part(bound.target_id, bound.policy_id, bound.version))
         return found
+
+    def _below(self, line: Sequence[TenantNode]) -> Below:
+        """The tenants below one with a template; the last one is what the layers are for."""
+        own = (
+            (node.id, revision)
+            for node in reversed(line)
+            if (revision := self._known.get(node.id, _NOTHING).values)
+        )
+        return below(line, own)
 
     def in_use(self, tenant_id: UUID) -> list[Targets]:
         """The sets of targets whose policies count for devices of an organisation.

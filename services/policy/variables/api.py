@@ -53,6 +53,8 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
             request.name,
             request.value,
             is_secret=request.secret,
+            overridable=request.overridable,
+            urgent=request.urgent,
         )
         return _to_shown(shown)
 
@@ -65,6 +67,8 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
             UUID(request.id),
             request.value,
             self._publishing(request),
+            overridable=request.overridable if request.HasField("overridable") else None,
+            urgent=request.urgent,
         )
         return _to_shown(shown)
 
@@ -72,7 +76,7 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
         self, request: policy_pb2.DeletePolicyVariableRequest, context: Context
     ) -> policy_pb2.DeletePolicyVariableResponse:
         """Deletes a variable."""
-        await self._variables.delete(context.call, UUID(request.id))
+        await self._variables.delete(context.call, UUID(request.id), urgent=request.urgent)
         return policy_pb2.DeletePolicyVariableResponse()
 
     def _publishing(self, request: policy_pb2.UpdatePolicyVariableRequest) -> Publishing | None:
@@ -92,6 +96,7 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
 def _to_shown(shown: Shown) -> policy_pb2.PolicyVariable:
     message = _to_variable(shown.variable, shown.uses)
     message.sealed_when_published = shown.sealed_when_published
+    message.taken_by.extend(shown.above)
     return message
 
 
@@ -105,6 +110,7 @@ def _to_variable(variable: Variable, uses: Sequence[Use] = ()) -> policy_pb2.Pol
         fingerprint=variable.fingerprint,
         updated_at=timestamp(variable.updated_at),
         updated_by=variable.updated_by,
+        overridable=variable.overridable,
         etag=variable.etag,
         policies=[
             policy_pb2.PolicyVariableUse(

@@ -33,6 +33,8 @@ class Variable:
     """The set that it belongs to; empty for none."""
     set_revision: int = 0
     """What its revision was when that set was applied."""
+    overridable: bool = False
+    """Whether tenants below may have a value of their own in its place."""
 
     @property
     def etag(self) -> str:
@@ -51,6 +53,7 @@ class Variable:
             kind="SECRET" if self.is_secret else "VARIABLE",
             org_id=self.tenant_id,
             published=published,
+            overridable=self.overridable,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from services.policy.authoring.domain import Policy
 from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.service import PolicyService
 from services.policy.variables import store
+from services.policy.variables.above import Above
 from services.policy.variables.domain import (
     MOST_VARIABLES,
     Use,
@@ -46,6 +48,8 @@ class Shown:
     uses: list[Use]
     sealed_when_published: bool = False
     """Whether what is published with a secret is stored sealed, too."""
+    above: Sequence[str] = ()
+    """The names of policies of tenants above that take it in place of their own value."""
 
 
 class Variables:
@@ -59,6 +63,7 @@ class Variables:
         tenants: TenantDirectory,
         changes: Changes,
         policies: PolicyService,
+        above: Above,
         clock: Clock,
     ) -> None:
         self._database = database
@@ -67,6 +72,7 @@ class Variables:
         self._tenants = tenants
         self._changes = changes
         self._policies = policies
+        self._above = above
         self._clock = clock
 
     async def list_variables(
@@ -82,23 +88,42 @@ class Variables:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             variable = await _found(connection, scope, variable_id)
-            return self._shown(variable, await store.uses(connection, variable))
+            return await self._shown(connection, variable, await store.uses(connection, variable))
 
     async def create(
-        self, call: Call, org_id: UUID, name: str, value: str, *, is_secret: bool
+        self,
+        call: Call,
+        org_id: UUID,
+        name: str,
+        value: str,
+        *,
+        is_secret: bool,
+        overridable: bool = False,
+        urgent: bool = False,
     ) -> Shown:
         """Adds a variable or secret to a tenant.
 
+        Args:
+            overridable: tenants below may have a value of their own in its place.
+            urgent: also in a freeze, where policies above take it.
+
         Raises:
             DomainError: NOT_FOUND for the tenant; INVALID_ARGUMENT for the value; ALREADY_EXISTS;
-                FAILED_PRECONDITION when the tenant has too many.
+                FAILED_PRECONDITION when the tenant has too many, and in a freeze.
         """
         tenant = await self._tenants.require(call.caller, org_id, to_add=True)
         async with self._database.transaction(Scope.of(tenant.id)) as connection:
             variable = await self.created(
-                connection, call, tenant.id, name, value, is_secret=is_secret
+                connection,
+                call,
+                tenant.id,
+                name,
+                value,
+                is_secret=is_secret,
+                overridable=overridable,
+                urgent=urgent,
             )
-        return self._shown(variable, [])
+            return await self._shown(connection, variable, [])
 
     async def created(
         self,
@@ -109,6 +134,8 @@ class Variables:
         value: str,
         *,
         is_secret: bool = False,
+        overridable: bool = False,
+        urgent: bool = False,
     ) -> Variable:
         """As `create`, in a transaction of the tenant and without its checks of the caller."""
         check_value(value, is_secret=is_secret)
@@ -119,14 +146,15 @@ class Variables:
             name=name,
             is_secret=is_secret,
             value=None if is_secret else value,
-            fingerprint=self._fingerprint(tenant_id, id_, value) if is_secret else "",
+            fingerprint=self._fingerprint(tenant_id, id_, 1, value) if is_secret else "",
             revision=1,
             updated_at=self._clock(),
             updated_by=call.caller.name,
+            overridable=overridable,
         )
         if await store.count(connection, tenant_id) >= MOST_VARIABLES:
             raise too_many()
-        await store.put(connection, self._vault, variable, value)
+        await self._put(connection, call, variable, value, urgent=urgent)
         await self._tell(
             connection, variable, PolicyVariableCreated(id=id_, after=variable.snapshot())
         )
@@ -138,7 +166,7 @@ class Variables:
         """Gives a variable that is locked another value, and publishes nothing."""
         check_value(value, is_secret=before.is_secret)
         after = self._changed(call, before, value)
-        await store.put(connection, self._vault, after, value)
+        await self._put(connection, call, after, value)
         updated = PolicyVariableUpdated(
             id=after.id, before=before.snapshot(), after=after.snapshot()
         )
@@ -146,11 +174,22 @@ class Variables:
         return after
 
     async def update(
-        self, call: Call, variable_id: UUID, value: str, publishing: Publishing | None = None
+        self,
+        call: Call,
+        variable_id: UUID,
+        value: str,
+        publishing: Publishing | None = None,
+        *,
+        overridable: bool | None = None,
+        urgent: bool = False,
     ) -> Shown:
         """Gives a variable another value.
 
         Args:
+            value: empty for the one that it has, where `overridable` is given.
+            overridable: whether tenants below may have a value of their own in its place; counts
+                with the next publish of each policy. `None` leaves it.
+            urgent: also in a freeze, where policies above take it.
             publishing: how the policies that name it and are in force are published with the
                 value; `None` for not at all. Those with unpublished changes are not, nor those
                 that devices have or get with it already. So the same value once more changes
@@ -167,10 +206,17 @@ class Variables:
             await store.uses(connection, variable, for_update=True)
             before = await _found(connection, scope, variable_id, for_update=True)
             check_etag(before.etag)
+            if not value and overridable is not None:
+                value = await store.value_of(connection, self._vault, before)
             check_value(value, is_secret=before.is_secret)
             after = before
             if not await self._has(connection, before, value):
                 after = self._changed(call, before, value)
+                await self._put(connection, call, after, value, urgent=urgent)
+            if overridable not in {None, after.overridable}:
+                after = replace(
+                    self._changed(call, before, value), overridable=not after.overridable
+                )
                 await store.put(connection, self._vault, after, value)
             rollouts: dict[UUID, UUID | None] = {}
             if publishing is not None:
@@ -188,44 +234,69 @@ class Variables:
                     id=after.id, before=before.snapshot(), after=after.snapshot(len(rollouts))
                 )
                 await self._tell(connection, after, updated)
+            shown = await self._shown(connection, after, uses)
         if rollouts:
             await self._changes.catch_up()
-        return self._shown(after, uses)
+        return shown
 
-    def _shown(self, variable: Variable, uses: list[Use]) -> Shown:
-        return Shown(variable, uses, variable.is_secret and self._vault.seals)
+    async def _shown(self, connection: Connection, variable: Variable, uses: list[Use]) -> Shown:
+        above = await self._above.taking(connection, variable)
+        return Shown(variable, uses, variable.is_secret and self._vault.seals, above)
+
+    async def _put(
+        self,
+        connection: Connection,
+        call: Call,
+        variable: Variable,
+        value: str,
+        *,
+        urgent: bool = False,
+    ) -> None:
+        """Stores a value, which devices get at once where policies above take it."""
+        taken = await self._above.check_change(connection, call, variable, urgent=urgent)
+        await store.put(connection, self._vault, variable, value)
+        if taken:
+            await self._above.check_fits(connection, variable.tenant_id)
 
     def _changed(self, call: Call, before: Variable, value: str) -> Variable:
-        is_secret = before.is_secret
+        is_secret, revision = before.is_secret, before.revision + 1
         return replace(
             before,
             value=None if is_secret else value,
-            fingerprint=self._fingerprint(before.tenant_id, before.id, value) if is_secret else "",
-            revision=before.revision + 1,
+            fingerprint=self._fingerprint(before.tenant_id, before.id, revision, value)
+            if is_secret
+            else "",
+            revision=revision,
             updated_at=self._clock(),
             updated_by=call.caller.name,
         )
 
-    async def delete(self, call: Call, variable_id: UUID) -> None:
-        """Deletes a variable that no policy names.
+    async def delete(self, call: Call, variable_id: UUID, *, urgent: bool = False) -> None:
+        """Deletes a variable that no policy of its tenant names.
+
+        Args:
+            urgent: also in a freeze, where policies above take it.
 
         Raises:
-            DomainError: NOT_FOUND; FAILED_PRECONDITION while a policy names it.
+            DomainError: NOT_FOUND; FAILED_PRECONDITION while a policy names it, and in a freeze.
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             variable = await _found(connection, scope, variable_id, for_update=True)
             check_etag(variable.etag)
-            await self.deleted(connection, variable)
+            await self.deleted(connection, call, variable, urgent=urgent)
 
-    async def deleted(self, connection: Connection, variable: Variable) -> None:
+    async def deleted(
+        self, connection: Connection, call: Call, variable: Variable, *, urgent: bool = False
+    ) -> None:
         """Deletes a variable that is locked.
 
         Raises:
-            DomainError: FAILED_PRECONDITION while a policy names it.
+            DomainError: FAILED_PRECONDITION while a policy names it, and in a freeze.
         """
         if uses := await store.uses(connection, variable):
             raise still_used(uses)
+        await self._above.check_change(connection, call, variable, urgent=urgent)
         await store.delete(connection, variable)
         deleted = PolicyVariableDeleted(id=variable.id, before=variable.snapshot())
         await self._tell(connection, variable, deleted)
@@ -254,8 +325,10 @@ class Variables:
         except SealingError:
             return False
 
-    def _fingerprint(self, tenant_id: UUID, variable_id: UUID, value: str) -> str:
-        return self._vault.fingerprint(of_variable(tenant_id, variable_id), value)
+    def _fingerprint(self, tenant_id: UUID, variable_id: UUID, revision: int, value: str) -> str:
+        # Another one for each value that is set: nobody finds a former one by guesses.
+        place = f"{of_variable(tenant_id, variable_id)}/{revision}"
+        return self._vault.fingerprint(place, value)
 
     async def _tell(self, connection: Connection, variable: Variable, event: Action) -> None:
         await self._outbox.append(connection, CloudEvent(event, variable.tenant_id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 from uuid import UUID
 
@@ -10,13 +10,14 @@ import asyncpg
 
 from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page
-from services.policy.authoring.templates import Values
+from services.policy.authoring.filling import OwnValues
+from services.policy.authoring.templates import NO_VALUES, Values
 from services.policy.variables.domain import Use, Variable, already_there
 from services.policy.vault import Vault, of_variable
 
 _COLUMNS: Final = (
     "v.id, v.tenant_id, v.name, v.is_secret, v.value, v.fingerprint, v.revision, v.updated_at,"
-    " v.updated_by, v.set_name, v.set_revision"
+    " v.updated_by, v.set_name, v.set_revision, v.overridable"
 )
 
 
@@ -71,11 +72,12 @@ async def put(connection: Connection, vault: Vault, variable: Variable, value: s
     try:
         await connection.execute(
             "INSERT INTO policy.variable (id, tenant_id, name, is_secret, value, sealed_secrets,"
-            " fingerprint, revision, updated_at, updated_by)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE"
+            " fingerprint, revision, updated_at, updated_by, overridable)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO UPDATE"
             " SET value = excluded.value, sealed_secrets = excluded.sealed_secrets,"
             " fingerprint = excluded.fingerprint, revision = excluded.revision,"
-            " updated_at = excluded.updated_at, updated_by = excluded.updated_by",
+            " updated_at = excluded.updated_at, updated_by = excluded.updated_by,"
+            " overridable = excluded.overridable",
             variable.id,
             variable.tenant_id,
             variable.name,
@@ -86,9 +88,21 @@ async def put(connection: Connection, vault: Vault, variable: Variable, value: s
             variable.revision,
             variable.updated_at,
             variable.updated_by,
+            variable.overridable,
         )
     except asyncpg.UniqueViolationError as there:
         raise already_there(variable.name) from there
+    await _note_change(connection, variable.tenant_id)
+
+
+async def _note_change(connection: Connection, tenant_id: UUID) -> None:
+    """Tells those that put layers together: templates above may take the tenant's values."""
+    await connection.execute(
+        "INSERT INTO policy.own_values (tenant_id, revision) VALUES ($1, 1)"
+        " ON CONFLICT (tenant_id) DO UPDATE SET revision = policy.own_values.revision + 1,"
+        " changed_xid = pg_current_xact_id()",
+        tenant_id,
+    )
 
 
 async def hold(
@@ -116,6 +130,27 @@ async def policies_with(
     return [row["id"] for row in rows]
 
 
+async def leaving(
+    connection: Connection, tenant_ids: Collection[UUID], reference: str
+) -> list[str]:
+    """The names of policies in force for tenants that leave a value to those below.
+
+    Args:
+        connection: that sees these tenants.
+        tenant_ids: those above.
+        reference: what templates call the value.
+    """
+    rows = await connection.fetch(
+        "SELECT coalesce(p.name, '') AS name FROM policy.assignments a"
+        " JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
+        " LEFT JOIN policy.policies p ON p.tenant_id = a.tenant_id AND p.id = a.policy_id"
+        " WHERE a.tenant_id = ANY ($1) AND $2 = ANY (v.leaves) ORDER BY a.tenant_id",
+        list(tenant_ids),
+        reference,
+    )
+    return [row["name"] for row in rows]
+
+
 async def put_into_set(connection: Connection, variable: Variable, set_name: str) -> None:
     """Says which set a variable belongs to, as it is now."""
     await connection.execute(
@@ -134,6 +169,7 @@ async def delete(connection: Connection, variable: Variable) -> None:
         variable.id,
         variable.tenant_id,
     )
+    await _note_change(connection, variable.tenant_id)
 
 
 async def value_of(connection: Connection, vault: Vault, variable: Variable) -> str:
@@ -143,7 +179,7 @@ async def value_of(connection: Connection, vault: Vault, variable: Variable) -> 
         SealingError: it does not open.
     """
     found = await values(connection, vault, variable.tenant_id, [variable.reference])
-    return found[variable.reference]
+    return found.of[variable.reference]
 
 
 async def values(
@@ -163,22 +199,73 @@ async def values(
         SealingError: one does not open.
     """
     if not references:
-        return {}
+        return NO_VALUES
     rows = await connection.fetch(
-        "SELECT id, name, is_secret, value, sealed_secrets FROM policy.variable"
+        "SELECT id, name, is_secret, value, sealed_secrets, revision, overridable"
+        " FROM policy.variable"
         " WHERE tenant_id = $1 AND name = ANY ($2) ORDER BY id"
         f"{' FOR SHARE' if to_keep else ''}",
         tenant_id,
         [one.partition(".")[2] for one in references],
     )
-    found = {}
+    return _read(vault, tenant_id, rows, references)
+
+
+async def own_values(
+    connection: Connection,
+    vault: Vault,
+    tenant_ids: Collection[UUID],
+    references: Collection[str],
+) -> dict[UUID, OwnValues]:
+    """The values that tenants have of some references, by tenant; without those that never had a
+    variable. All are as of one moment, with their revision.
+
+    Raises:
+        SealingError: one does not open.
+    """
+    rows = await connection.fetch(
+        "SELECT o.tenant_id, o.revision AS own_revision, v.id, v.name, v.is_secret, v.value,"
+        " v.sealed_secrets, v.revision, v.overridable FROM policy.own_values o"
+        " LEFT JOIN policy.variable v ON v.tenant_id = o.tenant_id"
+        " AND (CASE WHEN v.is_secret THEN 'secret.' ELSE 'var.' END) || v.name = ANY ($2)"
+        " WHERE o.tenant_id = ANY ($1)",
+        list(tenant_ids),
+        list(references),
+    )
+    by_tenant: dict[UUID, list[asyncpg.Record]] = {}
     for row in rows:
+        by_tenant.setdefault(row["tenant_id"], []).append(row)
+    return {
+        tenant_id: OwnValues(
+            some[0]["own_revision"],
+            _read(vault, tenant_id, [row for row in some if row["id"] is not None], references),
+        )
+        for tenant_id, some in by_tenant.items()
+    }
+
+
+def _read(
+    vault: Vault,
+    tenant_id: UUID,
+    rows: Iterable[asyncpg.Record],
+    references: Collection[str],
+) -> Values:
+    found: dict[str, str] = {}
+    marks: dict[str, str] = {}
+    left: set[str] = set()
+    for row in rows:
+        reference = f"{'secret' if row['is_secret'] else 'var'}.{row['name']}"
+        if reference not in references:
+            continue
         if row["is_secret"]:
             place = of_variable(tenant_id, row["id"])
-            found[f"secret.{row['name']}"] = vault.open(place, row["sealed_secrets"])
+            found[reference] = vault.open(place, row["sealed_secrets"])
+            marks[reference] = f"{row['id']}/{row['revision']}"
         else:
-            found[f"var.{row['name']}"] = row["value"]
-    return {name: value for name, value in found.items() if name in references}
+            found[reference] = row["value"]
+        if row["overridable"]:
+            left.add(reference)
+    return Values(found, marks, frozenset(left))
 
 
 async def uses(

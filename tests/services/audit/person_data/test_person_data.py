@@ -558,6 +558,7 @@ _NOTHING: dict[str, list[str]] = {
         "identity.tenant_erasure",
         "policy.applied_versions",
         "policy.assignments",
+        "policy.own_values",
         "policy.bindings",
         "policy.device_access_cursor",
         "policy.device_syncs",

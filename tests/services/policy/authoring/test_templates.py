@@ -11,6 +11,7 @@ import pytest
 from servicekit.errors import DomainError
 from services.policy.authoring.document import MAX_DOCUMENT, MAX_SECRET
 from services.policy.authoring.domain import compile_policy
+from services.policy.authoring.templates import Values
 from services.policy.authoring.violations import MAX_TEXT
 
 SECRET = "s" * MAX_SECRET
@@ -19,7 +20,7 @@ SECRET = "s" * MAX_SECRET
 def _faults(document: Any, **values: str) -> dict[str, str]:
     named = {name.replace("_", ".", 1): value for name, value in values.items()}
     with pytest.raises(DomainError) as refused:
-        compile_policy({"template": document}, values=named)
+        compile_policy({"template": document}, values=Values(named))
     return {one.field: one.rule for one in refused.value.violations}
 
 

@@ -82,8 +82,17 @@ async def test_no_answer_shows_a_school_its_districts_secret(world: World) -> No
     """Each call of users, with ids of the school's own and of the district's things, with all
     switches on and off, twice: what a write has made is read afterwards."""
     district = Keeper(world.channel, RESELLER.id)
-    await district.put(RESELLER.id, "host", "one.example")
-    wifi = await district.put(RESELLER.id, "wifi", SECRET, secret=True)
+    await district.variable(
+        "Create", org_id=str(RESELLER.id), name="host", value="one.example", overridable=True
+    )
+    wifi = await district.variable(
+        "Create",
+        org_id=str(RESELLER.id),
+        name="wifi",
+        value=SECRET,
+        secret=True,
+        overridable=True,
+    )
     above = await district.published(RESELLER.id, ABOVE)
     owner = Keeper(world.channel, ORG.id, "Owner")
     own = await owner.published(ORG.id, {"browser": {"homepage": "https://school.example"}})

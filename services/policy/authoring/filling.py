@@ -1,0 +1,137 @@
+"""Values of their own that tenants have in templates of tenants above.
+
+A template of a tenant above organisations may name values in whose place those below have their
+own: variables and secrets that its tenant lets them have, and the code and the name of the
+organisation. They are put in when layers are put together, and not when a device asks.
+
+Who replaces a value in a network or VPN could have devices send its secret elsewhere. So a tenant's
+values count there only if all secrets of it are the tenant's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+from uuid import UUID
+
+from servicekit.errors import DomainError
+from servicekit.security.digests import sha256_hex
+from services.policy.authoring.domain import compile_policy
+from services.policy.authoring.layering import InForce, Open, own_of
+from services.policy.authoring.templates import NO_VALUES, Values, secret_items
+from services.policy.layers.below import NOBODY, Below
+
+_ITEM: Final = re.compile(r"(?:network\.(?:wifi|vpns)|configuration\.network\.wifiNetworks)\[\d+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnValues:
+    """The values that a tenant has of its own; `revision` changes with each of them."""
+
+    revision: int
+    values: Values = NO_VALUES
+
+
+def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InForce:
+    """A layer with the values of tenants below, by tenant.
+
+    One that devices could not apply so stays as it was published, and says why.
+    """
+    left = layer.own.open
+    if left is None or below == NOBODY:
+        return layer
+    mark = below.mark(left.names)
+    chosen = _Chosen(left, below, values)
+    found = layer
+    if mark:
+        source = replace(layer.source, filled=mark)
+        counts = chosen.marks if chosen.by is not None else ""
+        found = replace(layer, source=source, made_with=counts)
+    if chosen.by is None:
+        return found
+    bundle = {"template": left.template}
+    try:
+        document = compile_policy(bundle, values=left.values, at=chosen.at)
+    except DomainError as unfit:
+        return replace(found, unfit=unfit.message)
+    own = own_of(bundle, document, layer.own.merging, left.values, chosen.at)
+    own = replace(own, baseline=layer.own.baseline)
+    return replace(found, own=own, published=layer.own, filled_by=chosen.by)
+
+
+def made_with(layers: Iterable[InForce]) -> str:
+    """Tells with which values of tenants below layers were made; empty for none."""
+    said = [one.made_with for one in layers if one.made_with]
+    return sha256_hex(json.dumps(said).encode())[:32] if said else ""
+
+
+def as_published(layers: Iterable[InForce]) -> list[InForce]:
+    """Layers without values of tenants below."""
+    return [replace(one, own=one.published or one.own, unfit="") for one in layers]
+
+
+class _Chosen:
+    """Which values stand at which place of a template."""
+
+    def __init__(self, left: Open, below: Below, values: Mapping[UUID, Values]) -> None:
+        self.by: UUID | None = None
+        """The lowest tenant that has a say; `None` for none."""
+        levels: list[tuple[UUID, Values]] = [
+            (tenant_id, _only(values.get(tenant_id, NO_VALUES), left.names))
+            for tenant_id, _ in below.revisions
+        ]
+        order = [below.tenant_id, *(tenant_id for tenant_id, _ in levels)]
+        self._order = {tenant_id: at for at, tenant_id in reversed([*enumerate(order)])}
+        of_org = Values({"org.code": below.code, "org.name": below.name})
+        levels.insert(0, (below.tenant_id, _only(of_org, left.names)))
+        self.marks = json.dumps(
+            [
+                [str(id_), name, some.marks.get(name) or value]
+                for id_, some in levels
+                for name, value in sorted(some.of.items())
+            ]
+        )
+        """Tells the values from others."""
+        self._left = left
+        self._everywhere = self._with(levels, left.names)
+        self._in_items: dict[str, Values] = {}
+        for one in secret_items({"template": left.template}):
+            wanted = one.names & left.names
+            counting = [(id_, _only(some, wanted)) for id_, some in levels]
+            counting = [(id_, some) for id_, some in counting if some.of]
+            if one.fields:
+                # The values of one tenant beside secrets of another one would give these away.
+                while counting and not one.secrets <= _names_of(counting, counting[0][0]):
+                    lowest = counting[0][0]
+                    counting = [(id_, some) for id_, some in counting if id_ != lowest]
+            self._in_items[one.place] = self._with(counting, wanted)
+
+    def at(self, place: str) -> Values:
+        """The values at a place of the document."""
+        found = _ITEM.match(place)
+        if found is None:
+            return self._everywhere
+        return self._in_items.get(found[0], self._left.values)
+
+    def _with(self, levels: Sequence[tuple[UUID, Values]], wanted: frozenset[str]) -> Values:
+        of, marks = dict(self._left.values.of), dict(self._left.values.marks)
+        for tenant_id, values in reversed(levels):
+            of.update(values.of)
+            marks.update(values.marks)
+            if values.of and (self.by is None or self._order[tenant_id] < self._order[self.by]):
+                self.by = tenant_id
+        return Values(of, marks)
+
+
+def _names_of(levels: Iterable[tuple[UUID, Values]], tenant_id: UUID) -> frozenset[str]:
+    return frozenset(name for id_, values in levels if id_ == tenant_id for name in values.of)
+
+
+def _only(values: Values, names: frozenset[str]) -> Values:
+    return Values(
+        {name: value for name, value in values.of.items() if name in names},
+        {name: mark for name, mark in values.marks.items() if name in names},
+    )

@@ -1,0 +1,82 @@
+"""Templates of tenants above that take a tenant's values in place of their own."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+from uuid import UUID
+
+from servicekit.call import Call
+from servicekit.data.postgres import Connection, seeing_all
+from servicekit.errors import DomainError, invalid_field
+from servicekit.peers.tenants import TenantDirectory
+from services.policy.authoring.filling import as_published
+from services.policy.authoring.layering import InForce, together
+from services.policy.variables import store
+from services.policy.variables.domain import Variable
+
+_WHY: Final = "templates are of tenants above"
+
+
+class Layers(Protocol):
+    """What is in force for a tenant and those above it."""
+
+    async def layers(self, connection: Connection, tenant_id: UUID) -> list[InForce]:
+        """The layers, the root's first."""
+
+
+class Deciding(Protocol):
+    """Who may change at any time what devices have."""
+
+    async def check_values(
+        self, connection: Connection, call: Call, tenant_id: UUID, *, urgent: bool
+    ) -> None:
+        """Refuses it in a freeze, and of one person where two have to agree."""
+
+
+class Above:
+    """Which templates take a value, and what follows from that: devices get it at once."""
+
+    def __init__(self, tenants: TenantDirectory, layers: Layers, deciding: Deciding) -> None:
+        self._tenants = tenants
+        self._layers = layers
+        self._deciding = deciding
+
+    async def taking(self, connection: Connection, variable: Variable) -> list[str]:
+        """The names of the policies in force above that take a value of this name."""
+        ids = self._tenants.above(variable.tenant_id)
+        async with seeing_all(connection, _WHY):
+            return await store.leaving(connection, ids, variable.reference)
+
+    async def check_change(
+        self, connection: Connection, call: Call, variable: Variable, *, urgent: bool
+    ) -> bool:
+        """Checks that what devices have may change now; answers whether it changes at all.
+
+        Raises:
+            DomainError: FAILED_PRECONDITION in a freeze, unless it is urgent; PERMISSION_DENIED
+                where a second person has to agree and the caller cannot do without.
+        """
+        if not await self.taking(connection, variable):
+            return False
+        await self._deciding.check_values(connection, call, variable.tenant_id, urgent=urgent)
+        return True
+
+    async def check_fits(self, connection: Connection, tenant_id: UUID) -> None:
+        """Checks that devices can apply the templates with the tenant's values as they are now.
+
+        Raises:
+            DomainError: INVALID_ARGUMENT.
+        """
+        async with seeing_all(connection, _WHY):
+            layers = await self._layers.layers(connection, tenant_id)
+        try:
+            together(layers)
+        except DomainError as unfit:
+            try:
+                together(as_published(layers))
+            except DomainError:
+                # It is nothing that the value could mend.
+                return
+            raise invalid_field(
+                "value", f"does not fit where a policy above names it: {unfit.message}"
+            ) from unfit
