@@ -20,7 +20,7 @@ from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import tenant_id
 from cli.session import session
-from cli.tables import moment, table
+from cli.tables import counted, moment, printable, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -56,6 +56,8 @@ Output = Annotated[
 ]
 
 _FAILED = 2
+_MOST_PRUNED = 10
+"""Logs of which entries were pruned that are named."""
 _END_BYTES = 100
 _END = {
     "jsonl": re.compile(rb'(?:^|\n)\{"end":\{"entries":\d+\}\}\n$'),
@@ -98,12 +100,14 @@ def list_entries(
 ) -> None:
     """Show who did what, the newest first."""
     with told(_FAILED):
+        ends: list[dict[str, Any]] = []
         with session(home, url, ca_file, email, password_file) as api:
             entries = list(
                 api.pages(
                     "/api/audit",
                     "entries",
                     limit,
+                    ends.append,
                     orgId=tenant_id(api, org),
                     actor=actor,
                     actions=action or [],
@@ -123,6 +127,22 @@ def list_entries(
                 typer.echo(json.dumps(entry, ensure_ascii=False))
         else:
             _show(entries)
+        for answer in ends:
+            _say_pruned(answer)
+
+
+def _say_pruned(answer: dict[str, Any]) -> None:
+    """Says, beside the list, which entries are missing at its end."""
+    found = answer.get("pruned", [])[:_MOST_PRUNED]
+    for one in found:
+        name = printable(str(one.get("orgName") or one["orgId"]))
+        typer.echo(
+            f"{name}: entries up to no. {one['sequence']}, of {one['lastOccurredAt'][:10]} and"
+            f" before, were pruned on {one['prunedAt'][:10]}; archive {one['archiveSha256']}",
+            err=True,
+        )
+    if left := int(answer.get("prunedChains", 0)) - len(found):
+        typer.echo(f"… and those of {counted(left, 'other log')}.", err=True)
 
 
 def _show(entries: list[dict[str, Any]]) -> None:

@@ -295,6 +295,12 @@ def _prunings(verifier: Verifier, report: Report) -> None:
             f"PRUNED    tenant {one.tenant_id}: begins with entry {base + 1}, by entry {one.entry},"
             f" {_printable(one.actor_id)}; before it: archive {_printable(one.archive)}"
         )
+    for missing in verifier.missing[:_MOST_SHOWN]:
+        report.say(
+            f"PRUNED    tenant {missing.head.tenant_id}: this part is without entries up to"
+            f" {missing.head.sequence}, of {missing.last_occurred_at:%Y-%m-%d} and before, as the"
+            f" log says: archive {_printable(missing.archive)}"
+        )
     for tenant_id, sequence, taken_at in verifier.unreached[:_MOST_SHOWN]:
         report.could_not(
             f"tenant {tenant_id}: the checkpoint of {taken_at} knows entry {sequence}, which was"

@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -199,8 +199,19 @@ class Api:
         """Deletes; answers the JSON of the answer."""
         return _json(self._send("DELETE", path, parameters=parameters))
 
-    def pages(self, path: str, items: str, limit: int, **parameters: Parameter) -> Iterator[Any]:
-        """The items of a list, page by page, at most `limit` of them."""
+    def pages(
+        self,
+        path: str,
+        items: str,
+        limit: int,
+        last: Callable[[dict[str, Any]], None] | None = None,
+        **parameters: Parameter,
+    ) -> Iterator[Any]:
+        """The items of a list, page by page, at most `limit` of them.
+
+        Args:
+            last: hears the answer behind which there is nothing more.
+        """
         token = ""
         while limit > 0:
             asked = {**parameters, "pageSize": str(min(limit, 500))}
@@ -210,6 +221,8 @@ class Api:
             limit -= len(found)
             token = answer.get("nextPageToken", "")
             if not token:
+                if last is not None:
+                    last(answer)
                 return
 
     def stream(

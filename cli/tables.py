@@ -17,7 +17,7 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         rows: a text for each column. Clients say some of it: what would control the terminal
             is shown as in a program, such as `\\x1b`.
     """
-    lines = [names, *([_shown(cell) for cell in row] for row in rows)]
+    lines = [names, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -57,7 +57,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _shown(text: str) -> str:
+def printable(text: str) -> str:
+    """A text of a client, whose characters that would control the terminal are shown."""
     if text.isprintable():
         return text
     return "".join(

@@ -4,6 +4,7 @@ The first line names the format and says whether the export is `complete` (not f
 One that is not can be verified, too, as far as it goes: a chain begins with its `base`, the place
 and the hash of the entry before, and entries that the filter leaves out between others are
 `withheld`.
+Where a filtered export begins before what was pruned of a chain, `pruned` says so.
 Then, chain by chain, the entries in their order, and behind each chain where the log itself says
 that it ends. A chain of which entries were pruned begins with its `base` in a complete export, too;
 in one of all tenants, `leaves` follow: where the tree has their hashes. The last line counts the
@@ -21,7 +22,7 @@ from typing import Any, Final, Protocol, Self, TypeAlias
 
 from auditlog.chain import Columns, Head, record_digest
 from auditlog.leaves import TreeState, TreeVerifier
-from auditlog.verify import Entry, Finding, Kind, Place, Verifier, Withheld
+from auditlog.verify import Entry, Finding, Kind, Missing, Place, Verifier, Withheld
 
 EXPORT_FORMAT: Final = "evergreen audit export v1"
 
@@ -131,6 +132,25 @@ def pruned_line(base: Head, until: Head) -> str:
     return _line({"base": {**_place_of(base), **more}})
 
 
+def missing_line(
+    last: Head, last_occurred_at: datetime, pruned_at: datetime, archive_sha256: str
+) -> str:
+    """The line in a part of a log that says that it is without entries which were pruned.
+
+    Args:
+        last: the last one that is gone.
+        last_occurred_at: when the latest of them happened.
+        pruned_at: when it was pruned.
+        archive_sha256: of the archived file that has it, in hexadecimal.
+    """
+    more = {
+        "lastOccurredAt": _time(last_occurred_at),
+        "prunedAt": _time(pruned_at),
+        "archiveSha256": archive_sha256,
+    }
+    return _line({"pruned": {**_place_of(last), **more}})
+
+
 def leaves_line(tenant_id: str, leaves: Mapping[int, tuple[int, str]]) -> str:
     """A line of hashes that the tree has of entries that were pruned.
 
@@ -198,7 +218,7 @@ class _Closing:
 
 ArchivedItem: TypeAlias = "Entry | Withheld | Place"
 """What an export of one chain is made of."""
-_Item: TypeAlias = "Entry | Withheld | Place | _Leaves"
+_Item: TypeAlias = "Entry | Withheld | Place | Missing | _Leaves"
 
 
 class Joined(Protocol):
@@ -276,7 +296,7 @@ def items_of(lines: Iterable[str]) -> Iterator[ArchivedItem]:
     export = _Export(lines)
     export.opening()
     for item in export.items():
-        if not isinstance(item, _Leaves):
+        if not isinstance(item, _Leaves | Missing):
             yield item
 
 
@@ -306,6 +326,9 @@ def verify(
     for item in export.items():
         if isinstance(item, _Leaves):
             yield from beginning.leaves(item, tree)
+            continue
+        if isinstance(item, Missing):
+            verifier.missing.append(item)
             continue
         yield from beginning.take(verifier, tree)
         if isinstance(item, Place) and item.is_base and opening.complete:
@@ -400,6 +423,8 @@ def _read(number: int, line: str) -> _Opening | _Item | _Closing:
             return _withheld(value["withheld"])
         if "leaves" in value:
             return _leaves(value["leaves"])
+        if "pruned" in value:
+            return _missing(value["pruned"])
         if "end" in value:
             return _Closing(_int(value["end"], "entries"))
         if value["format"] != EXPORT_FORMAT:
@@ -417,6 +442,11 @@ def _base(value: dict[str, Any]) -> Place:
         return Place(head, is_base=True)
     end = Head(head.tenant_id, _int(until, "sequence"), _str(until, "hash"))
     return Place(head, is_base=True, until=end)
+
+
+def _missing(value: dict[str, Any]) -> Missing:
+    times = (datetime.fromisoformat(_str(value, one)) for one in ("lastOccurredAt", "prunedAt"))
+    return Missing(_head(value), *times, archive=_str(value, "archiveSha256"))
 
 
 def _leaves(value: dict[str, Any]) -> _Leaves:

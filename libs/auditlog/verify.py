@@ -144,6 +144,19 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """What a part of a log says that it is without: entries of its time that were pruned."""
+
+    head: Head
+    """The last one that is gone."""
+    last_occurred_at: datetime
+    """When the latest of them happened."""
+    pruned_at: datetime
+    archive: str
+    """The SHA-256 of the archived file that has the last one."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Stray:
     """An entry of which a checkpoint knows another hash."""
 
@@ -224,6 +237,8 @@ class Verifier:
         """those of which none in this part of a chain says it, by tenant and place,"""
         self.pruned: list[tuple[int, Pruning]] = []
         """Up to where chains were pruned, with the entries that say so,"""
+        self.missing: list[Missing] = []
+        """what a part of a log is without, by its own word,"""
         self.unreached: list[tuple[str, int, str]] = []
         """and which entries checkpoints know of those that are gone: tenant, place, when taken."""
         self.returned: list[Redaction] = []
@@ -248,6 +263,9 @@ class Verifier:
         """Begins a chain behind an entry that the export does not have."""
         yield from self._enter(head.tenant_id)
         chain = self._chain
+        if chain.sequence > 0:
+            yield _begins_again(chain)
+            return
         chain.sequence, chain.stored_hash, chain.true_hash = head.sequence, head.hash, head.hash
         chain.strays += self._anchor(chain, head.sequence, head.hash)
 
@@ -265,8 +283,7 @@ class Verifier:
         yield from self._enter(base.tenant_id)
         chain = self._chain
         if chain.sequence > 0:
-            message = f"behind entry {chain.sequence} the chain says that it begins"
-            yield Finding(chain.tenant_id, chain.sequence, Kind.REORDERED, message)
+            yield _begins_again(chain)
             return
         chain.base, chain.until = base, None if in_archive else until or base
         chain.sequence, chain.stored_hash, chain.true_hash = base.sequence, base.hash, base.hash
@@ -451,6 +468,11 @@ class Verifier:
                 yield Finding(chain.tenant_id, sequence, Kind.CHANGED, message)
             else:
                 self.unnamed.append((chain.tenant_id, sequence))
+
+
+def _begins_again(chain: _Chain) -> Finding:
+    message = f"behind entry {chain.sequence} the chain says that it begins"
+    return Finding(chain.tenant_id, chain.sequence, Kind.REORDERED, message)
 
 
 def _ends_pruning(chain: _Chain, entry: Entry | Withheld) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from servicekit.security.signing import pem_bundle
 from services.audit.log.domain import (
     CHECKPOINTS,
     CSV_COLUMNS,
+    Base,
     Filters,
     changes_of,
     check_actions,
@@ -93,6 +94,19 @@ async def _entry(entry: Entry, org_name: str) -> pb.AuditEntry:
     )
 
 
+def to_pruned(base: Base, org_name: str) -> pb.AuditPruned:
+    """What was pruned of a chain, as the API has it."""
+    return pb.AuditPruned(
+        sequence=base.sequence,
+        hash=base.hash.hex(),
+        archive_sha256=base.archive_sha256.hex(),
+        pruned_at=timestamp(base.pruned_at),
+        org_id=str(base.tenant_id),
+        org_name=org_name,
+        last_occurred_at=timestamp(base.last_occurred_at),
+    )
+
+
 async def _changes(entry: Entry) -> list[pb.AuditChange]:
     data = data_of(entry.record)
     answer = []
@@ -136,10 +150,14 @@ class AuditApi(audit_pb2_grpc.AuditServiceServicer):
             search=request.search,
             related_to=request.related_to,
         )
-        page = await self._log.find(context.call, given_id(request.org_id), filters, after, limit)
+        page, gone = await self._log.find(
+            context.call, given_id(request.org_id), filters, after, limit
+        )
         return pb.ListAuditEntriesResponse(
             entries=await readable_slowly(_LISTED, page.items, self._named, key_of),
             next_page_token=page.token,
+            pruned=[to_pruned(base, self._log.name_of(base.tenant_id)) for base in gone.shown],
+            pruned_chains=gone.count,
         )
 
     async def GetAuditEntry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NoReturn
@@ -77,6 +77,7 @@ class Filters:
 class Base:
     """Up to which entry a chain was pruned."""
 
+    tenant_id: UUID
     sequence: int
     hash: bytes
     until_sequence: int
@@ -84,6 +85,26 @@ class Base:
     until_hash: bytes
     archive_sha256: bytes
     pruned_at: datetime
+    last_occurred_at: datetime
+    """When the latest of those that are gone happened."""
+
+    def reaches(self, start: datetime | None) -> bool:
+        """Whether what is asked about from a time on may be without some of them."""
+        return start is None or self.last_occurred_at >= start
+
+
+MOST_BASES: Final = 100
+"""Pruned chains that an answer names; it has the number of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """Pruned chains, those pruned last first."""
+
+    shown: Sequence[Base] = ()
+    """At most `MOST_BASES`,"""
+    count: int = 0
+    """of so many."""
 
 
 _ACTION: Final = re.compile(r"[a-z]+\.(\*|[a-z0-9_]+)", re.ASCII)
@@ -169,7 +190,7 @@ def related_of(data: Mapping[str, Any]) -> list[str]:
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
-def key_of(entry: Entry) -> str:
+def key_of(entry: Entry | Base) -> str:
     """What names an entry that cannot be read."""
     return f"{entry.tenant_id}/{entry.sequence}"
 
@@ -237,11 +258,17 @@ CSV_COLUMNS: Final = (
     "userAgent",
     "redacted",
     "related",
+    "prunedAt",
+    "archiveSha256",
 )
 
 
-def csv_row(entry: Entry) -> tuple[str, ...]:
-    """An entry as the values of `CSV_COLUMNS`."""
+def csv_row(item: Entry | Base) -> tuple[str, ...]:
+    """An entry as the values of `CSV_COLUMNS`; or, in place of those that were pruned, up to which
+    one that was, when that one happened, and where it is."""
+    if isinstance(item, Base):
+        return _base_row(item)
+    entry = item
     data = data_of(entry.record)
 
     def part(name: str) -> str:
@@ -275,4 +302,18 @@ def csv_row(entry: Entry) -> tuple[str, ...]:
         part("userAgent"),
         "true" if entry.redacted else "",
         " ".join(related_of(data)),
+        "",
+        "",
     )
+
+
+def _base_row(base: Base) -> tuple[str, ...]:
+    told = {
+        "occurredAt": format_rfc3339(base.last_occurred_at),
+        "tenantId": str(base.tenant_id),
+        "sequence": str(base.sequence),
+        "hash": base.hash.hex(),
+        "prunedAt": format_rfc3339(base.pruned_at),
+        "archiveSha256": base.archive_sha256.hex(),
+    }
+    return tuple(told.get(name, "") for name in CSV_COLUMNS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from auditlog.export import (
     entry_line,
     head_line,
     leaves_line,
+    missing_line,
     opening_line,
     pruned_line,
     withheld_line,
@@ -34,7 +35,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page, TimePosition
 from servicekit.times import format_rfc3339
 from services.audit.log import store
-from services.audit.log.domain import CHECKPOINTS, Base, Filters, key_of
+from services.audit.log.domain import CHECKPOINTS, Base, Bases, Filters, key_of
 from services.audit.tree.service import Tree
 
 _EXPORTED: Final = place("audit", "export_entries")
@@ -86,11 +87,14 @@ class AuditLog:
         filters: Filters,
         after: TimePosition | None,
         limit: int,
-    ) -> Page[Entry, TimePosition]:
-        """Entries, newest first, behind a position."""
+    ) -> tuple[Page[Entry, TimePosition], Bases]:
+        """Entries, newest first, behind a position; with the last ones, what was pruned."""
         scope = await self._scope(call, org_id)
         async with self._database.transaction(scope) as connection:
-            return await store.list_entries(connection, scope, filters, after, limit)
+            page = await store.list_entries(connection, scope, filters, after, limit)
+            if page.token:
+                return page, Bases()
+            return page, await store.bases(connection, scope, filters.occurred_after)
 
     async def get(self, call: Call, entry_id: UUID) -> Entry:
         """One entry of the caller's subtree.
@@ -197,6 +201,9 @@ class AuditLog:
         for tenant_id in await self._chains(scope):
             async with self._database.transaction(Scope.of(tenant_id)) as connection:
                 span = await store.span(connection, tenant_id, filters)
+                base = await store.base(connection, tenant_id)
+            if base is not None and base.reaches(filters.occurred_after):
+                yield [_missing(base)], 0, 0
             if span is None:
                 continue
             first, last = span
@@ -215,13 +222,16 @@ class AuditLog:
 
     async def export_entries(
         self, call: Call, org_id: UUID | None, filters: Filters
-    ) -> AsyncGenerator[list[Entry], None]:
-        """The entries of an export for people, chain by chain; at least one page, be it empty."""
+    ) -> AsyncGenerator[Sequence[Entry | Base], None]:
+        """The entries of an export for people, chain by chain, behind what was pruned of it; at
+        least one page, be it empty."""
         scope = await self._scope(call, org_id)
         await self._tell(call, org_id, filters, "csv")
         yield []
         for tenant_id in await self._chains(scope):
             base = await self._base(tenant_id)
+            if base is not None and base.reaches(filters.occurred_after):
+                yield [base]
             after = (base.sequence, _LAST_ID) if base else _FIRST
             async for _, page in self._pages(tenant_id, filters, after):
                 yield page
@@ -265,6 +275,16 @@ class AuditLog:
     async def _chains(self, scope: Scope) -> list[UUID]:
         async with self._database.transaction(scope) as connection:
             return await store.chains(connection, scope)
+
+
+def _missing(base: Base) -> str:
+    """The line that says what a part of a log is without."""
+    return missing_line(
+        Head(str(base.tenant_id), base.sequence, base.hash.hex()),
+        base.last_occurred_at,
+        base.pruned_at,
+        base.archive_sha256.hex(),
+    )
 
 
 async def _check_gap(connection: Connection, tenant_id: UUID, known: int) -> None:

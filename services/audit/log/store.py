@@ -16,7 +16,7 @@ from contract.subjects import SUBJECT_ROOT
 from servicekit.data.postgres import Connection, Scope, columns
 from servicekit.rpc.pagination import Page, TimePosition, rows_within
 from servicekit.security.digests import sha256
-from services.audit.log.domain import Arrival, Base, Filters
+from services.audit.log.domain import MOST_BASES, Arrival, Base, Bases, Filters
 
 ENTRY: Final = (
     "tenant_id, sequence, id, occurred_at, actor, actor_id, action, resource, record,"
@@ -25,6 +25,10 @@ ENTRY: Final = (
 """The columns of an entry."""
 _LAST_CHARACTER: Final = "\U0010ffff"
 _WRITTEN: Final = ENTRY.removesuffix(", redacted, record_digest")
+_BASE: Final = (
+    "chain_id AS tenant_id, sequence, hash, until_sequence, until_hash, archive_sha256, pruned_at,"
+    " last_occurred_at"
+)
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
 
 
@@ -385,11 +389,26 @@ async def chain_page(
 async def base(connection: Connection, tenant_id: UUID) -> Base | None:
     """Up to where a chain was pruned; `None` for a whole one."""
     row = await connection.fetchrow(
-        "SELECT sequence, hash, until_sequence, until_hash, archive_sha256, pruned_at"
-        " FROM audit.chain_base WHERE chain_id = $1",
-        tenant_id,
+        f"SELECT {_BASE} FROM audit.chain_base WHERE chain_id = $1", tenant_id
     )
     return Base(**row) if row is not None else None
+
+
+async def bases(
+    connection: Connection, scope: Scope, start: datetime | None, limit: int = MOST_BASES
+) -> Bases:
+    """The chains of a scope of which entries were pruned that happened at or after a time."""
+    rows = await connection.fetch(
+        f"SELECT {_BASE}, count(*) OVER () AS bases FROM audit.chain_base"
+        " WHERE ($1::uuid[] IS NULL OR chain_id = ANY ($1))"
+        " AND ($2::timestamptz IS NULL OR last_occurred_at >= $2)"
+        " ORDER BY pruned_at DESC, chain_id LIMIT $3",
+        scope.tenant_ids,
+        start,
+        limit,
+    )
+    found = [Base(**{name: row[name] for name in Base.__slots__}) for row in rows]
+    return Bases(found, rows[0]["bases"] if rows else 0)
 
 
 async def span(connection: Connection, tenant_id: UUID, filters: Filters) -> tuple[int, int] | None:

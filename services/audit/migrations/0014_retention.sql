@@ -37,7 +37,9 @@ CREATE TABLE audit.chain_base (
     until_sequence bigint NOT NULL CHECK (until_sequence >= sequence),
     until_hash bytea NOT NULL CHECK (octet_length(until_hash) = 32),
     archive_sha256 bytea NOT NULL CHECK (octet_length(archive_sha256) = 32),
-    pruned_at timestamptz NOT NULL
+    pruned_at timestamptz NOT NULL,
+    -- When the latest of those that are gone happened: what is asked about a time before it is without them.
+    last_occurred_at timestamptz NOT NULL
 );
 CALL evergreen.isolate('audit.chain_base', 'chain_id');
 GRANT SELECT ON audit.chain_base TO evergreen_audit;
@@ -97,6 +99,7 @@ DECLARE
     base bigint;
     top bigint := sequences[cardinality(sequences)];
     years integer;
+    latest timestamptz;
     gone bigint;
 BEGIN
     -- A rule or a hold that somebody is told of holds: it waits for the batch, or the batch for it.
@@ -140,12 +143,16 @@ BEGIN
     THEN
         RAISE EXCEPTION 'FORWARDER: an enabled forwarder has not delivered all of them';
     END IF;
+    -- What is missing here is refused below.
+    SELECT coalesce(max(e.occurred_at), '-infinity') INTO latest FROM audit.entry e
+        WHERE e.tenant_id = chain AND e.sequence BETWEEN base + 1 AND top;
     INSERT INTO audit.chain_base AS b
-        (chain_id, sequence, hash, until_sequence, until_hash, archive_sha256, pruned_at)
-        VALUES (chain, top, hashes[cardinality(hashes)], last_sequence, last_hash, archive, now())
+        (chain_id, sequence, hash, until_sequence, until_hash, archive_sha256, pruned_at, last_occurred_at)
+        VALUES (chain, top, hashes[cardinality(hashes)], last_sequence, last_hash, archive, now(), latest)
         ON CONFLICT (chain_id) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash,
         until_sequence = excluded.until_sequence, until_hash = excluded.until_hash,
-        archive_sha256 = excluded.archive_sha256, pruned_at = excluded.pruned_at;
+        archive_sha256 = excluded.archive_sha256, pruned_at = excluded.pruned_at,
+        last_occurred_at = greatest(b.last_occurred_at, excluded.last_occurred_at);
     PERFORM set_config('evergreen.prunes', chain::text, true);
     DELETE FROM audit.entry e USING unnest(sequences, hashes, blanks) AS u (sequence, hash, blank)
         WHERE e.tenant_id = chain AND e.sequence = u.sequence AND e.hash = u.hash AND e.redacted = u.blank

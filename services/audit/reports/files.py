@@ -108,6 +108,17 @@ class JsonForm:
 
     def head(self, about: About, summary: Summary, rows: int) -> str:
         """What the report is."""
+        pruned = [
+            {
+                "orgId": one.org_id,
+                "orgName": one.org_name,
+                "sequence": one.sequence,
+                "lastOccurredAt": written(one.last_occurred_at),
+                "prunedAt": written(one.pruned_at),
+                "archiveSha256": one.archive_sha256,
+            }
+            for one in about.pruned
+        ]
         manifest = {
             "kind": about.report_kind,
             "title": about.title,
@@ -119,6 +130,7 @@ class JsonForm:
             "rows": rows,
             **({"cryptography": about.cryptography} if about.cryptography else {}),
             "figures": {figure.label: figure.value for figure in summary.figures},
+            **({"pruned": pruned, "prunedChains": about.pruned_chains} if pruned else {}),
         }
         return f'{{\n"manifest": {_json(manifest)}'
 

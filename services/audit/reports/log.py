@@ -12,9 +12,9 @@ from uuid import UUID
 from auditlog.verify import Entry
 from servicekit.data.postgres import Database, Scope
 from services.audit.log import store as log_store
-from services.audit.log.domain import Filters
-from services.audit.reports import store
-from services.audit.reports.store import Act
+from services.audit.log.domain import Bases, Filters
+from services.audit.reports import log_store as store
+from services.audit.reports.log_store import Act
 
 _PAGE: Final = 200
 _LAST_ID: Final = UUID(int=2**128 - 1)
@@ -114,6 +114,12 @@ class Log:
                 if entry.sequence <= chain.last and chain.filters.is_in_time(entry)
             ]
             after = (page[-1].sequence, UUID(page[-1].columns.id))
+
+    async def pruned(self, tenant_ids: Sequence[UUID], start: datetime | None, most: int) -> Bases:
+        """Of which chains entries were pruned that happened at or after a time, at most so many."""
+        scope = Scope(tuple(tenant_ids))
+        async with self._database.transaction(scope) as connection:
+            return await log_store.bases(connection, scope, start, most)
 
     async def size(self, tenant_id: UUID, before: datetime) -> tuple[int, datetime | None]:
         """How many entries a tenant had before a time, and when the oldest of them happened."""

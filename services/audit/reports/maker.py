@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -23,19 +23,19 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
-from servicekit.peers.tenants import TenantDirectory
+from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.security import fips
 from servicekit.security.digests import Sha256, sha256_hex
-from services.audit.log.domain import CHECKPOINTS
+from services.audit.log.domain import CHECKPOINTS, MOST_BASES, Base, Bases
 from services.audit.notices.domain import REPORTS
 from services.audit.notices.service import Notices
-from services.audit.reports import store
-from services.audit.reports.domain import MOST_ROWS, File, Report, Status, written
+from services.audit.reports import schedule_store, store
+from services.audit.reports.domain import MOST_ROWS, File, Kind, Parameters, Report, Status, written
 from services.audit.reports.files import Files, Part
 from services.audit.reports.kinds import PRODUCERS, Asked
 from services.audit.reports.letters import ended
 from services.audit.reports.log import Log
-from services.audit.reports.page import About
+from services.audit.reports.page import About, Pruned
 from services.audit.reports.service import Bounds
 from services.audit.reports.sources import AwayError, Sources
 
@@ -239,6 +239,7 @@ class Maker:
                     raise _RefusedError("TOO_MANY_ROWS", f"it has more than {MOST_ROWS:,} rows")
                 await files.add(table, rows)
                 self._check_size(files.bytes, room)
+        gone = await self._pruned(kind, orgs, report.parameters)
         ended_at = self._clock()
         about = About(
             report_kind=kind.name,
@@ -250,6 +251,8 @@ class Maker:
             as_of=report.as_of,
             made_from=kind.made_from,
             cryptography=fips.named(),
+            pruned=[_to_pruned(base, orgs) for base in gone.shown],
+            pruned_chains=gone.count,
         )
         await files.close(about, producer.summary())
         self._check_size(files.bytes, room)
@@ -257,6 +260,16 @@ class Maker:
             await self._stored(report, name, media, files.kept(name)) for name, media in files.names
         ]
         return _Written(files.rows, tuple(stored), begun_at, ended_at)
+
+    async def _pruned(
+        self, kind: Kind, orgs: Sequence[TenantNode], parameters: Parameters
+    ) -> Bases:
+        """What was pruned of the log that a kind of report may be about."""
+        if "audit" not in kind.made_from:
+            return Bases()
+        # Others ask the log who did something, however long ago.
+        start = parameters.start if kind.made_from == ("audit",) else None
+        return await self._log.pruned([node.id for node in orgs], start, MOST_BASES)
 
     def _check_size(self, size: int, room: int) -> None:
         """Refuses files that are too large.
@@ -414,7 +427,9 @@ class Maker:
                 await store.delete_parts(connection, report)
             await self._outbox.append(connection, event)
             if report.schedule_id is not None:
-                people = await store.notified(connection, report.tenant_id, report.schedule_id)
+                people = await schedule_store.notified(
+                    connection, report.tenant_id, report.schedule_id
+                )
                 await self._notices.add(
                     connection, report.tenant_id, ended(report), REPORTS, addresses=people
                 )
@@ -430,3 +445,14 @@ class Maker:
             return
         async with self._database.transaction(Scope.of(report.tenant_id)) as connection:
             await store.postpone(connection, report, lease, at + _AGAIN, at)
+
+
+def _to_pruned(base: Base, orgs: Sequence[TenantNode]) -> Pruned:
+    return Pruned(
+        org_id=str(base.tenant_id),
+        org_name=next((node.name for node in orgs if node.id == base.tenant_id), ""),
+        sequence=base.sequence,
+        last_occurred_at=base.last_occurred_at,
+        pruned_at=base.pruned_at,
+        archive_sha256=base.archive_sha256.hex(),
+    )

@@ -17,6 +17,8 @@ CONTENT_POLICY: Final = (
 """What a browser lets the page do; the answer that serves it adds `sandbox`."""
 MOST_PRINTED: Final = 10_000
 """Rows of a table that the page has; the other formats have all."""
+_MOST_MISSING: Final = 5
+"""Pruned chains that the page names."""
 _BAR: Final = 360
 _LINE: Final = 22
 _LABEL: Final = 36
@@ -58,6 +60,20 @@ code, pre { font-family: ui-monospace, monospace; overflow-wrap: anywhere; white
 
 
 @dataclass(frozen=True, slots=True)
+class Pruned:
+    """Entries of the log that are in an archive alone."""
+
+    org_id: str
+    org_name: str
+    sequence: int
+    """Of the last one."""
+    last_occurred_at: datetime
+    """When the latest of them happened."""
+    pruned_at: datetime
+    archive_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class About:
     """What stands above a report."""
 
@@ -71,6 +87,10 @@ class About:
     made_from: Sequence[str]
     cryptography: str = ""
     """The FIPS module that made it; empty without FIPS mode."""
+    pruned: Sequence[Pruned] = ()
+    """What the log does not have any more that the report may be about, of the first chains"""
+    pruned_chains: int = 0
+    """of so many."""
 
     @property
     def period(self) -> str:
@@ -92,6 +112,8 @@ def head(about: About, summary: Summary, rows: int) -> str:
         "Rows, of all tables": f"{rows:,}",
         **({"Cryptography": about.cryptography} if about.cryptography else {}),
     }
+    if about.pruned:
+        facts["Not in it"] = _missing(about)
     told = "".join(
         f"<dt>{escape(name)}</dt><dd><bdi>{escape(text)}</bdi></dd>" for name, text in facts.items()
     )
@@ -109,6 +131,18 @@ def head(about: About, summary: Summary, rows: int) -> str:
         f'<dl class="about">{told}</dl>\n<h2>Summary</h2>\n<ul class="figures">{figures}</ul>\n'
         f"{_picture(summary)}\n"
     )
+
+
+def _missing(about: About) -> str:
+    """What was pruned of the log, of the first chains."""
+    told = [
+        f"{one.org_name}: entries up to no. {one.sequence:,}, of {_shown(one.last_occurred_at)} and"
+        f" before, pruned {_shown(one.pruned_at)}, archive {one.archive_sha256}"
+        for one in about.pruned[:_MOST_MISSING]
+    ]
+    left = about.pruned_chains - len(told)
+    more = [f"and those of {left:,} more chains"] if left else []
+    return f"what was pruned of the audit log. {'; '.join([*told, *more])}."
 
 
 def begin_table(table: Table) -> str:

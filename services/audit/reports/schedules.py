@@ -28,7 +28,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from services.audit.notices.domain import REPORTS
 from services.audit.notices.service import Notices
-from services.audit.reports import store
+from services.audit.reports import schedule_store, store
 from services.audit.reports.calendar import checked_day, next_run, period_before, zone_of
 from services.audit.reports.domain import (
     DEFAULT_KEEP,
@@ -123,7 +123,7 @@ class Schedules:
         """
         scope = await self._tenants.query_scope(call.caller, org_id)
         async with self._database.transaction(scope) as connection:
-            return await store.list_schedules(connection, scope, after, limit)
+            return await schedule_store.list_schedules(connection, scope, after, limit)
 
     async def get(self, call: Call, schedule_id: UUID) -> Schedule:
         """One schedule.
@@ -169,12 +169,12 @@ class Schedules:
         schedule = self._timed(schedule)
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
             await store.lock_tenant(connection, tenant_id)
-            if await store.count_schedules(connection, tenant_id) >= MOST_SCHEDULES:
+            if await schedule_store.count(connection, tenant_id) >= MOST_SCHEDULES:
                 raise failed_precondition(
                     "TOO_MANY_SCHEDULES",
                     f"a tenant has at most {MOST_SCHEDULES} schedules; delete one",
                 )
-            await store.insert_schedule(connection, schedule)
+            await schedule_store.insert(connection, schedule)
             event = ReportScheduleCreated(id=schedule.id, after=snapshot(schedule))
             await self._outbox.append(connection, CloudEvent(event, tenant_id))
         return schedule
@@ -197,7 +197,7 @@ class Schedules:
             after = replace(after, revision=before.revision + 1, updated_at=self._clock())
             if _rhythm(after) != _rhythm(before):
                 after = self._timed(after)
-            await store.update_schedule(connection, after)
+            await schedule_store.update(connection, after)
             event = ReportScheduleUpdated(
                 id=after.id, before=snapshot(before), after=snapshot(after)
             )
@@ -214,14 +214,14 @@ class Schedules:
         async with self._database.transaction(scope) as connection:
             before = await self._found(connection, scope, schedule_id, for_update=True)
             check_etag(before.etag)
-            await store.delete_schedule(connection, before)
+            await schedule_store.delete(connection, before)
             event = ReportScheduleDeleted(id=schedule_id, before=snapshot(before))
             await self._outbox.append(connection, CloudEvent(event, before.tenant_id))
 
     async def _found(
         self, connection: Connection, scope: Scope, schedule_id: UUID, *, for_update: bool = False
     ) -> Schedule:
-        found = await store.find_schedule(connection, scope, schedule_id, for_update=for_update)
+        found = await schedule_store.find(connection, scope, schedule_id, for_update=for_update)
         if found is None:
             raise not_found("report schedule", schedule_id)
         return found
@@ -253,7 +253,7 @@ class Schedules:
         async with self._database.system_transaction(
             "schedules of all tenants are looked at"
         ) as connection:
-            found = await store.due(connection, self._clock(), _MOST)
+            found = await schedule_store.due(connection, self._clock(), _MOST)
         for tenant_id, schedule_id in found:
             try:
                 await self._begin(tenant_id, schedule_id)
@@ -271,7 +271,7 @@ class Schedules:
         left = await self._reports.left()
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
             await store.lock_tenant(connection, tenant_id)
-            schedule = await store.lock_due(connection, tenant_id, schedule_id, at)
+            schedule = await schedule_store.lock_due(connection, tenant_id, schedule_id, at)
             if schedule is None:
                 return
             refused, somebody_can_end_it = "", False
@@ -307,11 +307,13 @@ class Schedules:
                 next_run_at=next_run(schedule, run),
                 not_before=None,
             )
-            await store.update_schedule(connection, after)
+            await schedule_store.update(connection, after)
 
     async def _put_off(self, tenant_id: UUID, schedule_id: UUID, error: Exception) -> None:
         async with self._database.transaction(Scope.of(tenant_id)) as connection:
-            schedule = await store.lock_due(connection, tenant_id, schedule_id, self._clock())
+            schedule = await schedule_store.lock_due(
+                connection, tenant_id, schedule_id, self._clock()
+            )
             if schedule is not None:
                 await self._refuse(connection, schedule, brief(error), tell=True)
 
@@ -321,7 +323,7 @@ class Schedules:
         """Leaves a schedule alone for a while. People get a mail the first time, and not at each
         further look."""
         after = replace(schedule, last_error=reason, not_before=self._clock() + _AGAIN)
-        await store.update_schedule(connection, after)
+        await schedule_store.update(connection, after)
         if tell and schedule.last_error != reason:
             await self._notices.add(
                 connection,

@@ -1,4 +1,4 @@
-"""All the SQL of reports and of their schedules."""
+"""The SQL of reports and of their files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -20,14 +20,7 @@ _REPORT: Final = (
     " schedule_id, attempts, waiting_since, finished_at, rows, bytes, manifest, entry_id, error,"
     " expires_at"
 )
-_SCHEDULE: Final = (
-    "id, tenant_id, kind, parameters, formats, every, on_day, hour, time_zone, keep, enabled,"
-    " next_run_at, not_before, last_run_at, last_error, revision, created_at, created_by,"
-    " updated_at, notify"
-)
 _IN_SCOPE: Final = "($1::uuid[] IS NULL OR tenant_id = ANY ($1))"
-_UPDATES: Final = 20
-"""Changes of a user among which the one of a role is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +29,6 @@ class Load:
 
     kept: int
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """What was done to something: how often, and who did it last and when."""
-
-    times: int
-    actor: str
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """An entry of the log that says how a user was changed."""
-
-    resource: str
-    actor: str
-    at: datetime
-    record: str
-
-
-@dataclass(frozen=True, slots=True)
-class ForwarderFacts:
-    """What a review of access asks of a forwarder."""
-
-    id: UUID
-    name: str
-    created_by: str
-    created_at: datetime
-    last_used_at: datetime | None
 
 
 def _report(row: asyncpg.Record) -> Report:
@@ -91,34 +54,6 @@ def _report(row: asyncpg.Record) -> Report:
         entry_id=row["entry_id"],
         error=row["error"],
     )
-
-
-def _schedule(row: asyncpg.Record) -> Schedule:
-    return Schedule(
-        id=row["id"],
-        tenant_id=row["tenant_id"],
-        kind=row["kind"],
-        parameters=Parameters.read(json.loads(row["parameters"])),
-        formats=tuple(row["formats"]),
-        every=row["every"],
-        on_day=row["on_day"],
-        hour=row["hour"],
-        time_zone=row["time_zone"],
-        keep=row["keep"],
-        enabled=row["enabled"],
-        next_run_at=row["next_run_at"],
-        not_before=row["not_before"],
-        last_run_at=row["last_run_at"],
-        last_error=row["last_error"],
-        revision=row["revision"],
-        created_at=row["created_at"],
-        created_by=row["created_by"],
-        updated_at=row["updated_at"],
-        notify=tuple(row["notify"]),
-    )
-
-
-# Reports
 
 
 async def lock_tenant(connection: Connection, tenant_id: UUID) -> None:
@@ -481,283 +416,3 @@ async def release(connection: Connection, report: Report, lease: UUID) -> None:
         report.id,
         lease,
     )
-
-
-# Schedules
-
-
-async def count_schedules(connection: Connection, tenant_id: UUID) -> int:
-    """How many schedules a tenant has."""
-    found: int = await connection.fetchval(
-        "SELECT count(*) FROM audit.report_schedule WHERE tenant_id = $1", tenant_id
-    )
-    return found
-
-
-def _values(schedule: Schedule) -> list[Any]:
-    return [
-        schedule.id,
-        schedule.tenant_id,
-        schedule.kind,
-        schedule.parameters.canonical(),
-        list(schedule.formats),
-        schedule.every,
-        schedule.on_day,
-        schedule.hour,
-        schedule.time_zone,
-        schedule.keep,
-        schedule.enabled,
-        schedule.next_run_at,
-        schedule.not_before,
-        schedule.last_run_at,
-        schedule.last_error,
-        schedule.revision,
-        schedule.created_at,
-        schedule.created_by,
-        schedule.updated_at,
-        list(schedule.notify),
-    ]
-
-
-async def insert_schedule(connection: Connection, schedule: Schedule) -> None:
-    """Adds a schedule."""
-    await connection.execute(
-        f"INSERT INTO audit.report_schedule ({_SCHEDULE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-        " $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
-        *_values(schedule),
-    )
-
-
-async def update_schedule(connection: Connection, schedule: Schedule) -> None:
-    """Stores what can be changed of a schedule."""
-    await connection.execute(
-        "UPDATE audit.report_schedule SET parameters = $3, formats = $4, every = $5, on_day = $6,"
-        " hour = $7, time_zone = $8, keep = $9, enabled = $10, next_run_at = $11,"
-        " not_before = $12, last_run_at = $13, last_error = $14, revision = $15, updated_at = $16,"
-        " notify = $17"
-        " WHERE id = $1 AND tenant_id = $2",
-        schedule.id,
-        schedule.tenant_id,
-        schedule.parameters.canonical(),
-        list(schedule.formats),
-        schedule.every,
-        schedule.on_day,
-        schedule.hour,
-        schedule.time_zone,
-        schedule.keep,
-        schedule.enabled,
-        schedule.next_run_at,
-        schedule.not_before,
-        schedule.last_run_at,
-        schedule.last_error,
-        schedule.revision,
-        schedule.updated_at,
-        list(schedule.notify),
-    )
-
-
-async def notified(connection: Connection, tenant_id: UUID, schedule_id: UUID) -> list[str]:
-    """Who is told of the reports of a schedule; nobody when it is no more."""
-    found: list[str] | None = await connection.fetchval(
-        "SELECT notify FROM audit.report_schedule WHERE tenant_id = $1 AND id = $2",
-        tenant_id,
-        schedule_id,
-    )
-    return found or []
-
-
-async def delete_schedule(connection: Connection, schedule: Schedule) -> None:
-    """Removes a schedule."""
-    await connection.execute(
-        "DELETE FROM audit.report_schedule WHERE id = $1 AND tenant_id = $2",
-        schedule.id,
-        schedule.tenant_id,
-    )
-
-
-async def find_schedule(
-    connection: Connection, scope: Scope, schedule_id: UUID, *, for_update: bool = False
-) -> Schedule | None:
-    """A schedule of a scope."""
-    row = await connection.fetchrow(
-        f"SELECT {_SCHEDULE} FROM audit.report_schedule WHERE {_IN_SCOPE} AND id = $2"
-        f"{' FOR UPDATE' if for_update else ''}",
-        scope.tenant_ids,
-        schedule_id,
-    )
-    return _schedule(row) if row else None
-
-
-async def list_schedules(
-    connection: Connection, scope: Scope, after: UUID | None, limit: int
-) -> Page[Schedule, UUID]:
-    """The schedules of a scope, the oldest first."""
-    rows = await connection.fetch(
-        f"SELECT {_SCHEDULE} FROM audit.report_schedule WHERE {_IN_SCOPE}"
-        " AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
-        scope.tenant_ids,
-        after,
-        limit + 1,
-    )
-    return Page.of([_schedule(row) for row in rows], limit, lambda schedule: schedule.id)
-
-
-async def due(connection: Connection, at: datetime, most: int) -> list[tuple[UUID, UUID]]:
-    """Some schedules whose time has come and whose last report is made, as (tenant, schedule)."""
-    rows = await connection.fetch(
-        "SELECT tenant_id, id FROM audit.report_schedule s WHERE next_run_at <= $1"
-        " AND (not_before IS NULL OR not_before <= $1) AND NOT EXISTS (SELECT FROM audit.report r"
-        " WHERE r.schedule_id = s.id AND r.status = 'running') ORDER BY next_run_at LIMIT $2",
-        at,
-        most,
-    )
-    return [(row["tenant_id"], row["id"]) for row in rows]
-
-
-async def lock_due(
-    connection: Connection, tenant_id: UUID, schedule_id: UUID, at: datetime
-) -> Schedule | None:
-    """A schedule whose time has come, unless another process has it."""
-    row = await connection.fetchrow(
-        f"SELECT {_SCHEDULE} FROM audit.report_schedule WHERE tenant_id = $1 AND id = $2"
-        " AND next_run_at <= $3 FOR UPDATE SKIP LOCKED",
-        tenant_id,
-        schedule_id,
-        at,
-    )
-    return _schedule(row) if row else None
-
-
-# What reports ask of the log and of forwarders.
-
-
-async def acts(
-    connection: Connection,
-    tenant_id: UUID,
-    actions: Sequence[str],
-    resources: Sequence[str],
-    start: datetime | None,
-    until: datetime | None,
-) -> dict[tuple[str, str], Act]:
-    """What was done to resources within some times, by (resource, action)."""
-    rows = await connection.fetch(
-        "SELECT resource, action, count(*)::integer AS times,"
-        " (array_agg(actor ORDER BY sequence DESC))[1] AS actor, max(occurred_at) AS at"
-        " FROM audit.entry WHERE resource = ANY ($3) AND tenant_id = $1 AND action = ANY ($2)"
-        " AND ($4::timestamptz IS NULL OR occurred_at >= $4)"
-        " AND ($5::timestamptz IS NULL OR occurred_at < $5) GROUP BY resource, action",
-        tenant_id,
-        actions,
-        resources,
-        start,
-        until,
-    )
-    return {
-        (row["resource"], row["action"]): Act(row["times"], row["actor"], row["at"]) for row in rows
-    }
-
-
-async def times(
-    connection: Connection, tenant_id: UUID, actions: Sequence[str], resources: Sequence[str]
-) -> dict[str, list[datetime]]:
-    """When something was done to resources, by resource, oldest first."""
-    rows = await connection.fetch(
-        "SELECT resource, occurred_at FROM audit.entry WHERE resource = ANY ($3)"
-        " AND tenant_id = $1 AND action = ANY ($2) ORDER BY occurred_at, id",
-        tenant_id,
-        actions,
-        resources,
-    )
-    found: dict[str, list[datetime]] = {}
-    for row in rows:
-        found.setdefault(row["resource"], []).append(row["occurred_at"])
-    return found
-
-
-async def updates_of_users(
-    connection: Connection, tenant_id: UUID, resources: Sequence[str]
-) -> list[Update]:
-    """The latest changes of users, of each user the newest first."""
-    rows = await connection.fetch(
-        "SELECT r.resource, e.actor, e.occurred_at, e.record"
-        " FROM unnest($2::text[]) AS r (resource)"
-        " CROSS JOIN LATERAL (SELECT actor, occurred_at, record FROM audit.entry"
-        " WHERE resource = r.resource AND tenant_id = $1 AND action = 'identity.user_updated'"
-        " ORDER BY occurred_at DESC, id DESC LIMIT $3) AS e"
-        " ORDER BY r.resource, e.occurred_at DESC",
-        tenant_id,
-        resources,
-        _UPDATES,
-    )
-    return [
-        Update(row["resource"], row["actor"], row["occurred_at"], row["record"]) for row in rows
-    ]
-
-
-async def head(connection: Connection, tenant_id: UUID) -> tuple[int, str] | None:
-    """The position and the hash of the last entry of a chain."""
-    row = await connection.fetchrow(
-        "SELECT sequence, hash FROM audit.chain_head WHERE tenant_id = $1", tenant_id
-    )
-    return (row["sequence"], row["hash"].hex()) if row else None
-
-
-async def size_of_log(
-    connection: Connection, tenant_id: UUID, before: datetime
-) -> tuple[int, datetime | None]:
-    """How many entries a tenant had before a time, and when the oldest of them happened."""
-    row = await connection.fetchrow(
-        "SELECT count(*) AS n, min(occurred_at) AS oldest FROM audit.entry"
-        " WHERE tenant_id = $1 AND occurred_at < $2",
-        tenant_id,
-        before,
-    )
-    return row["n"], row["oldest"]
-
-
-async def size_of_reports(
-    connection: Connection, tenant_id: UUID, before: datetime
-) -> tuple[int, datetime | None]:
-    """How many reports on a tenant of before a time are ready, and of when the oldest is."""
-    row = await connection.fetchrow(
-        "SELECT count(*) AS n, min(as_of) AS oldest FROM audit.report"
-        " WHERE tenant_id = $1 AND status = 'ready' AND as_of < $2",
-        tenant_id,
-        before,
-    )
-    return row["n"], row["oldest"]
-
-
-async def forwarders_of(
-    connection: Connection, tenant_id: UUID, above: Sequence[UUID]
-) -> tuple[list[str], int]:
-    """The names of the enabled forwarders of a tenant, and how many of tenants above send its
-    entries, too."""
-    rows = await connection.fetch(
-        "SELECT tenant_id, name FROM audit.forwarder WHERE enabled AND (tenant_id = $1"
-        " OR below_too AND tenant_id = ANY ($2)) ORDER BY name, id",
-        tenant_id,
-        above,
-    )
-    own = [row["name"] for row in rows if row["tenant_id"] == tenant_id]
-    return own, len(rows) - len(own)
-
-
-async def list_forwarders(connection: Connection, tenant_id: UUID) -> list[ForwarderFacts]:
-    """The forwarders of a tenant, by id."""
-    rows = await connection.fetch(
-        "SELECT f.id, f.name, f.created_by, f.created_at, s.last_success_at"
-        " FROM audit.forwarder f JOIN audit.forwarder_state s ON s.forwarder_id = f.id"
-        " WHERE f.tenant_id = $1 ORDER BY f.id",
-        tenant_id,
-    )
-    return [
-        ForwarderFacts(
-            id=row["id"],
-            name=row["name"],
-            created_by=row["created_by"],
-            created_at=row["created_at"],
-            last_used_at=row["last_success_at"],
-        )
-        for row in rows
-    ]

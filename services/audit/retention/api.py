@@ -6,8 +6,8 @@ from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc
 from servicekit.ids import given_id
 from servicekit.rpc.server import Context
-from servicekit.rpc.values import optional_timestamp, timestamp
-from services.audit.log.domain import Base
+from servicekit.rpc.values import optional_timestamp
+from services.audit.log.api import to_pruned
 from services.audit.retention.service import Change, Retention, Shown
 
 
@@ -52,17 +52,8 @@ def _to_retention(shown: Shown) -> pb.AuditRetention:
             legal_hold=counts.held_by is not None,
             hold_from_above=counts.held_by not in {None, rule.tenant_id},
         ),
-        pruned=_to_pruned(shown.base) if shown.base else None,
+        pruned=to_pruned(shown.base, shown.org_name) if shown.base else None,
         updated_at=optional_timestamp(rule.updated_at),
         updated_by=rule.updated_by,
         etag=shown.etag,
-    )
-
-
-def _to_pruned(base: Base) -> pb.AuditPruned:
-    return pb.AuditPruned(
-        sequence=base.sequence,
-        hash=base.hash.hex(),
-        archive_sha256=base.archive_sha256.hex(),
-        pruned_at=timestamp(base.pruned_at),
     )

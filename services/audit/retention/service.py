@@ -34,6 +34,7 @@ _ABOVE: Final = "FROM_ABOVE"
 class Shown:
     """What counts for a log, and what is pruned of it."""
 
+    org_name: str
     rule: Rule
     in_force: InForce
     base: Base | None
@@ -134,7 +135,13 @@ class Retention:
         ) as connection:
             said = await store.rules(connection, line)
             base = await chains.base(connection, tenant_id)
-        return Shown(said.get(tenant_id, Rule(tenant_id)), in_force(line, said), base)
+        node = self._tenants.known(tenant_id)
+        return Shown(
+            org_name=node.name if node is not None else "",
+            rule=said.get(tenant_id, Rule(tenant_id)),
+            in_force=in_force(line, said),
+            base=base,
+        )
 
     def _kept(self, call: Call, rule: Rule, change: Change) -> Rule:
         """Puts the caller's word in the place of its own and of those below it.

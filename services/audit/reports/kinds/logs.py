@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar, Final
 
 from auditlog.verify import Entry
+from servicekit.peers.tenants import TenantNode
 from services.audit.log.domain import data_of
 from services.audit.reports.domain import Column, Kind, Row, Summary, Table
 from services.audit.reports.kinds.base import ORG, Asked, Page, bars, figures, org_cells
+from services.audit.reports.log import Chain
 
 _MOST_COUNTED: Final = 10_000
 """Pairs of actor and action that are counted each; what is more is counted together."""
@@ -24,7 +26,8 @@ class AuditExtract:
         about="Who did what within the period. Each entry has its position and its hash, by which"
         " it is found in an export that verifies. Entries that were recorded after the report was"
         " made are not in it, though they may have happened within the period: of each chain it"
-        " says up to which position it was read.",
+        " says up to which position it was read, and up to which one entries were pruned that may"
+        " have happened within the period: these are in the archive that it names.",
         tables=(
             Table(
                 "rows",
@@ -60,6 +63,10 @@ class AuditExtract:
                     Column("lastSequence", "To no."),
                     Column("headSequence", "Read up to no."),
                     Column("headHash", "Hash of that"),
+                    Column("prunedSequence", "Pruned up to no."),
+                    Column("prunedLastOccurredAt", "Of that time and before"),
+                    Column("prunedAt", "Pruned"),
+                    Column("archiveSha256", "Archive"),
                 ),
             ),
         ),
@@ -78,12 +85,12 @@ class AuditExtract:
     async def pages(self) -> AsyncGenerator[Page, None]:
         """The entries, chain by chain, how many there are of each kind, and the chains."""
         asked = self._asked
-        chains: list[Row] = []
+        chains: list[tuple[TenantNode, Chain]] = []
         for org in asked.orgs:
             chain = await asked.log.chain(org.id, asked.parameters.start, asked.until)
             if chain is None:
                 continue
-            chains.append((*org_cells(org), chain.first, chain.last, chain.head, chain.hash))
+            chains.append((org, chain))
             async for entries in asked.log.entries(chain):
                 self._redacted += sum(entry.redacted for entry in entries)
                 yield (
@@ -95,7 +102,23 @@ class AuditExtract:
                     ],
                 )
         yield 1, [(*names, count) for names, count in sorted(self._counts.items())]
-        yield 2, chains
+        yield 2, await self._chains(chains)
+
+    async def _chains(self, found: Sequence[tuple[TenantNode, Chain]]) -> list[Row]:
+        """What was read of chains, and what was pruned of them, until now at the latest."""
+        asked, ids = self._asked, [org.id for org, _ in found]
+        bases = await asked.log.pruned(ids, asked.parameters.start, len(ids))
+        of_each = {base.tenant_id: base for base in bases.shown}
+        rows: list[Row] = []
+        for org, chain in found:
+            base = of_each.get(org.id)
+            gone: Row = (None, None, None, None)
+            if base is not None:
+                archive = base.archive_sha256.hex()
+                gone = (base.sequence, base.last_occurred_at, base.pruned_at, archive)
+            read = (chain.first, chain.last, chain.head, chain.hash)
+            rows.append((*org_cells(org), *read, *gone))
+        return rows
 
     def _is_wanted(self, entry: Entry) -> bool:
         wanted, shown = self._asked.parameters, entry.columns

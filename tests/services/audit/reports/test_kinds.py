@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ import pytest
 
 from services.attestation.evidence.store import MOST_VERDICTS
 from services.audit.reports import log
+from services.audit.reports.domain import written
 from tests.services.audit.reports.conftest import AS_OF, World, uid
 from tests.support.audit import ORG, RESELLER
 
@@ -192,3 +194,50 @@ async def test_who_was_there_before_logins_were_noted_may_have_logged_in(world: 
     rows = await rows_of(world, "access-review")
     flags = {UUID(row["userId"]): row["flag"] for row in rows}
     assert flags[uid(0xC3)] == "loginsUnknown"
+
+
+async def test_reports_say_what_was_pruned_of_the_log(world: World) -> None:
+    """In each form: an extract of a pruned period is not empty without a word; a kind that asks
+    the log who did something says it whatever its period, and one that does not ask it does not."""
+    last = AS_OF - timedelta(days=100)
+    await world.audit.sql("DELETE FROM audit.entry WHERE sequence <= 2 AND tenant_id = $1", ORG.id)
+    await world.sql(
+        "INSERT INTO audit.chain_base (chain_id, sequence, hash, until_sequence, until_hash,"
+        " archive_sha256, pruned_at, last_occurred_at)"
+        " VALUES ($1, 2, sha256('a'), 2, sha256('a'), sha256('b'), $2, $3)",
+        ORG.id,
+        AS_OF - timedelta(days=1),
+        last,
+    )
+    archive = hashlib.sha256(b"b").hexdigest()
+
+    async def said(
+        kind: str, start: datetime | None = None
+    ) -> tuple[dict[str, Any], str, dict[str, bytes]]:
+        period = {"from": start} if start else {}
+        files = await world.files(await world.made(kind, parameters=period))
+        page = files[f"{kind}.html"].decode()
+        return json.loads(files[f"{kind}.json"]), page, files
+
+    found, page, files = await said("audit-extract", last)
+    told = {
+        "orgId": str(ORG.id), "orgName": ORG.name, "sequence": 2, "lastOccurredAt": written(last),
+        "prunedAt": written(AS_OF - timedelta(days=1)), "archiveSha256": archive,
+    }  # fmt: skip
+    assert found["manifest"]["pruned"] == [told]
+    assert found["manifest"]["prunedChains"] == 1
+    assert "Not in it" in page
+    assert archive in page
+    of_org = next(one for one in found["chains"] if one["orgId"] == str(ORG.id))
+    assert {name: of_org[name] for name in ("prunedSequence", "archiveSha256")} == {
+        "prunedSequence": 2, "archiveSha256": archive,
+    }  # fmt: skip
+    assert archive in files["audit-extract-chains.csv"].decode()
+
+    found, page, files = await said("audit-extract", last + timedelta(seconds=1))
+    assert "pruned" not in found["manifest"]
+    assert archive not in page + files["audit-extract-chains.csv"].decode()
+    found, _, _ = await said("asset-register", last + timedelta(days=1))
+    assert found["manifest"]["pruned"] == [told]
+    found, _, _ = await said("device-health")
+    assert "pruned" not in found["manifest"]
