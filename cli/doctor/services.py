@@ -22,6 +22,8 @@ FEEDS: Final = "services.feeds"
 BACKLOG: Final = "services.backlog"
 FORWARDERS: Final = "services.forwarders"
 MAIL: Final = "services.mail"
+WITNESSES: Final = "services.witnesses"
+"""Only where witnesses are asked."""
 CERTIFICATES: Final = "services.certificates"
 FIPS: Final = "services.fips"
 """Only where somebody wants FIPS mode."""
@@ -35,6 +37,7 @@ _BACKLOG_SECONDS: Final = 120.0
 """As in the alert EvergreenEventsWait."""
 _FORWARDER_SECONDS: Final = 900.0
 """As in the alert EvergreenForwarderFailing."""
+_WITNESS_SECONDS: Final = 900.0
 _MAIL_SECONDS: Final = 900.0
 """As in the alert EvergreenMailWaits."""
 _SOON_DAYS: Final = 14
@@ -94,6 +97,7 @@ async def checks(
         judged(FORWARDERS, _behind(known), "none is behind"),
         judged(MAIL, _mail(known), "no mail waits for long"),
         _certificates(known, clock().timestamp()),
+        *_witnesses(known, clock().timestamp()),
         *_cryptography(known),
         *_suites(known),
     ]
@@ -203,6 +207,29 @@ def _behind(known: Sequence[Vitals]) -> Iterator[Finding]:
                     f"`evergreen forwarders show {forwarder}` says why; nothing is lost meanwhile."
                     " See docs/forwarding.md.",
                 )
+
+
+def _witnesses(known: Sequence[Vitals], at: float) -> Iterator[Check]:
+    """Whether witnesses sign the audit log; nothing where none is asked."""
+    # Of several processes, one that a witness signs for will do.
+    away: dict[str, float] = {}
+    for vitals in known:
+        for name, since in vitals.values(
+            "evergreen_audit_witness_away_timestamp_seconds", "witness"
+        ):
+            away[name] = min(away.get(name, since), since)
+    if not away:
+        return
+    found = [
+        warning(
+            "WITNESS_AWAY",
+            f"the witness {name} has not signed the audit log for {(at - since) / 60:.0f} minutes",
+            "The log of the audit service says why. See EvergreenWitnessAway in docs/runbooks.md.",
+        )
+        for name, since in sorted(away.items())
+        if since and at - since > _WITNESS_SECONDS
+    ]
+    yield judged(WITNESSES, found, ", ".join(sorted(away)))
 
 
 def _mail(known: Sequence[Vitals]) -> Iterator[Finding]:

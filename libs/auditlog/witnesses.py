@@ -180,6 +180,20 @@ class Policy:
         group = self._groups[name]
         return sum(self._is_met(member, signed) for member in group.members) >= group.least
 
+    def check_asked(self) -> None:
+        """Checks that the witnesses that can be asked are enough.
+
+        Raises:
+            NoteError: they are not; the message names those without an address.
+        """
+        if self.is_met([one.name for one in self.witnesses.values() if one.url]):
+            return
+        without = ", ".join(one.name for one in self.witnesses.values() if not one.url)
+        raise NoteError(
+            f"the quorum {self.quorum} can never sign: without an address, the last word of a line"
+            f" `witness`, nobody asks {without}"
+        )
+
     def signed(self, checkpoint: TreeCheckpoint) -> dict[str, int]:
         """Which witnesses signed a checkpoint, and when, in seconds since 1970.
 

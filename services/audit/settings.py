@@ -130,11 +130,13 @@ class AuditSettings(KeySettings):
         if self.audit_witnesses_file is None:
             return None
         try:
-            return Policy.read(self.audit_witnesses_file.read_text(encoding="utf-8"))
+            policy = Policy.read(self.audit_witnesses_file.read_text(encoding="utf-8"))
+            policy.check_asked()
         except OSError as error:
             raise ValueError(f"EVERGREEN_AUDIT_WITNESSES_FILE: {error.strerror}") from error
         except (NoteError, UnicodeDecodeError) as broken:
             raise ValueError(f"EVERGREEN_AUDIT_WITNESSES_FILE: {broken}") from broken
+        return policy
 
     @property
     def forward_rules(self) -> Rules:

@@ -37,6 +37,7 @@ POLICY_BEHIND: Final = "policy-behind"
 FORWARDER_FAILING: Final = "forwarder-failing"
 BACKUP_TOO_OLD: Final = "backup-too-old"
 CERTIFICATE_ENDS: Final = "certificate-ends"
+WITNESS_AWAY: Final = "witness-away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,13 @@ KINDS: Final[Mapping[str, Kind]] = {
             " the root tenant, also those of the audit service and of its CA.",
             "any",
             {"days": Bound(21, 1, 365)},
+        ),
+        Kind(
+            WITNESS_AWAY,
+            "A witness of the audit log has signed nothing for `hours` hours; told again after a"
+            " day and after a week.",
+            "root",
+            {"hours": Bound(2, 1, 8_760)},
         ),
     )
 }

@@ -1,9 +1,9 @@
-"""Alerts on what the database and files say now: forwarders, backups, certificates."""
+"""Alerts on what holds now: forwarders, witnesses, backups, certificates."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,10 +15,12 @@ from services.audit.alerts.domain import (
     BACKUP_TOO_OLD,
     CERTIFICATE_ENDS,
     FORWARDER_FAILING,
+    WITNESS_AWAY,
     Finding,
     Rule,
 )
-from services.audit.alerts.store import Failing, Pem
+from services.audit.alerts.level_store import Failing, Pem
+from services.audit.tree.witnesses import Away
 
 T = TypeVar("T", Failing, Pem)
 
@@ -37,6 +39,32 @@ def failing(found: Sequence[Failing], rule: Rule, at: datetime) -> list[Finding]
         )
         for one in found
         if at - one.since >= least
+    ]
+
+
+def witnesses(
+    away: Sequence[Away], opened: Collection[str], rule: Rule, at: datetime
+) -> list[Finding]:
+    """Witnesses that have signed nothing for too long; told again after a day and a week.
+
+    A process does not know what was before it: an alert that is open stays so until the witness
+    signs, also when another process looks since.
+
+    Args:
+        away: those that do not sign.
+        opened: what there are open alerts of.
+        rule: what counts.
+        at: the time.
+    """
+    least = timedelta(hours=rule.of(WITNESS_AWAY, "hours"))
+    return [
+        Finding(
+            f"witnesses/{one.name}",
+            {"name": one.name, "reason": one.reason},
+            sum(at - one.since >= long for long in (_DAY, _WEEK)),
+        )
+        for one in away
+        if at - one.since >= least or f"witnesses/{one.name}" in opened
     ]
 
 

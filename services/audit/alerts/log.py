@@ -11,7 +11,7 @@ from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from servicekit.peers.tenants import TenantNode
-from services.audit.alerts import store
+from services.audit.alerts import log_store, store
 from services.audit.alerts.board import Board
 from services.audit.alerts.domain import (
     ATTESTATION_FAILED,
@@ -25,7 +25,7 @@ from services.audit.alerts.domain import (
     Rules,
     peaks,
 )
-from services.audit.alerts.store import News, Noted
+from services.audit.alerts.log_store import News, Noted
 
 T = TypeVar("T")
 
@@ -65,10 +65,10 @@ async def take(
         board: the alerts.
         at: the time.
     """
-    first = await store.known(connection, tenant.id)
+    first = await log_store.known(connection, tenant.id)
     if first >= found.until:
         return
-    entries = await store.noted(connection, tenant.id, ACTIONS, first, found.until)
+    entries = await log_store.noted(connection, tenant.id, ACTIONS, first, found.until)
     await _verdicts(connection, tenant.id, entries)
     if any(entry.action == _VERDICT or entry.action in _GONE for entry in entries):
         await settle_devices(connection, tenant, rules, board, at)
@@ -77,7 +77,7 @@ async def take(
         if fresh:
             held = await _counted(connection, tenant, kind, rules.rule(kind), fresh)
             await board.settle(connection, tenant, kind, rules, held, at, ended=())
-    await store.know(connection, [(tenant.id, found.until)])
+    await log_store.know(connection, [(tenant.id, found.until)])
 
 
 async def recount(
@@ -89,7 +89,7 @@ async def recount(
     at: datetime,
 ) -> None:
     """Resolves open alerts of a kind that counts, when the last hour has not half as many."""
-    entries = await store.within(connection, tenant.id, COUNTED[kind], at - WINDOW, at)
+    entries = await log_store.within(connection, tenant.id, COUNTED[kind], at - WINDOW, at)
     sums = Counter({"": 0})
     for entry in entries:
         for subject in dict.fromkeys((_subject(kind, entry), "")):
@@ -105,7 +105,7 @@ async def settle_devices(
     connection: Connection, tenant: TenantNode, rules: Rules, board: Board, at: datetime
 ) -> None:
     """Compares the alerts of devices with those that fail their check."""
-    failed = [Finding(one, {}) for one in await store.failed_devices(connection, tenant.id)]
+    failed = [Finding(one, {}) for one in await log_store.failed_devices(connection, tenant.id)]
     opened = await store.open_of(connection, tenant.id, ATTESTATION_FAILED)
     ended = opened.keys() - {finding.subject for finding in failed}
     await board.settle(connection, tenant, ATTESTATION_FAILED, rules, failed, at, ended=ended)
@@ -125,7 +125,7 @@ async def _verdicts(connection: Connection, tenant_id: UUID, entries: Sequence[N
                 fails[entry.resource] = True
     if fails:
         failed = [subject for subject, is_failed in fails.items() if is_failed]
-        await store.note_verdicts(
+        await log_store.note_verdicts(
             connection, tenant_id, failed, [subject for subject in fails if not fails[subject]]
         )
 
@@ -134,7 +134,7 @@ async def _counted(
     connection: Connection, tenant: TenantNode, kind: str, rule: Rule, fresh: Sequence[Noted]
 ) -> list[Finding]:
     """What was too much within an hour in which some entries happened."""
-    entries = await store.within(
+    entries = await log_store.within(
         connection,
         tenant.id,
         COUNTED[kind],

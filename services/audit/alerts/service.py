@@ -17,7 +17,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.rpc.pagination import Page, TimePosition
-from services.audit.alerts import store
+from services.audit.alerts import rule_store, store
 from services.audit.alerts.domain import Alert, RuleChange, Rules, changed
 from services.audit.alerts.rulebook import effective
 
@@ -122,15 +122,15 @@ class Alerts:
         node = await self._tenants.require(call.caller, org_id or UUID(call.caller.tenant_id))
         above = await self._effective(node, without_own=True)
         async with self._database.transaction(Scope.of(node.id)) as connection:
-            await store.lock_rules(connection, node.id)
-            own = (await store.rules_of(connection, [node.id])).get(node.id)
+            await rule_store.lock_rules(connection, node.id)
+            own = (await rule_store.rules_of(connection, [node.id])).get(node.id)
             before = own or above
             check_etag(before.etag_for(node.id))
             if inherit:
                 if own is None:
                     return ShownRules(node, above)
                 after = above
-                await store.delete_rules(connection, node.id)
+                await rule_store.delete_rules(connection, node.id)
             else:
                 after = replace(before, rules=changed(before, node.kind, changes, self._clock()))
                 if recipients is not None:
@@ -147,7 +147,7 @@ class Alerts:
                     updated_at=self._clock(),
                     updated_by=call.caller.name,
                 )
-                await store.store_rules(connection, after)
+                await rule_store.store_rules(connection, after)
             event = AlertRulesUpdated(
                 id=node.id,
                 before=_snapshot(before, own is None),
@@ -161,7 +161,7 @@ class Alerts:
         async with self._database.system_transaction(
             "rules of tenants above count below"
         ) as connection:
-            said = await store.rules_of(connection, [one.id for one in line])
+            said = await rule_store.rules_of(connection, [one.id for one in line])
         if without_own:
             said.pop(node.id, None)
         found = effective(node, line, said)

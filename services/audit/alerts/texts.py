@@ -15,6 +15,7 @@ from services.audit.alerts.domain import (
     LOGINS_REFUSED,
     MOST_LINES,
     POLICY_BEHIND,
+    WITNESS_AWAY,
     Alert,
     Change,
 )
@@ -53,6 +54,10 @@ _LINES: Final[Mapping[str, tuple[str, str]]] = {
     CERTIFICATE_ENDS: (
         "the certificate of {subject} ends on {date}",
         "das Zertifikat von {subject} endet am {date}",
+    ),
+    WITNESS_AWAY: (
+        "the witness “{name}” does not sign the audit log ({reason})",
+        "der Zeuge „{name}“ unterschreibt das Audit-Protokoll nicht ({reason})",
     ),
 }
 _OF_A_FORWARDER: Final = (

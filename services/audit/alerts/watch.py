@@ -19,7 +19,7 @@ from servicekit.ids import Clock, new_id
 from servicekit.observability import logs
 from servicekit.observability.logs import Repeated, brief
 from servicekit.peers.tenants import TenantDirectory, TenantNode
-from services.audit.alerts import levels, store
+from services.audit.alerts import level_store, levels, log_store, rule_store, store
 from services.audit.alerts import log as entries
 from services.audit.alerts.board import Board
 from services.audit.alerts.domain import (
@@ -33,6 +33,7 @@ from services.audit.alerts.domain import (
     KINDS,
     MOST_LINES,
     POLICY_BEHIND,
+    WITNESS_AWAY,
     Finding,
     Rule,
     Rules,
@@ -43,6 +44,7 @@ from services.audit.alerts.texts import digest
 from services.audit.notices.domain import DIGEST
 from services.audit.notices.service import Notices
 from services.audit.reports.sources import AwayError, Sources
+from services.audit.tree.witnesses import Away
 
 log = logs.get(__name__)
 
@@ -80,7 +82,7 @@ class _Seen:
     at: datetime
     said: Mapping[UUID, Rules]
     opened: set[tuple[UUID, str]]
-    failing: Mapping[UUID, Sequence[store.Failing]] = field(default_factory=dict)
+    failing: Mapping[UUID, Sequence[level_store.Failing]] = field(default_factory=dict)
     ends: Mapping[UUID, Sequence[levels.Ending]] = field(default_factory=dict)
     """When certificates of forwarders end,"""
     untold: set[UUID] = field(default_factory=set)
@@ -97,6 +99,7 @@ class Watch:
         notices: takes mails.
         sources: the owners of what is known of devices.
         files: certificates of the service, by what they are of.
+        away: which witnesses do not sign.
         clock: the time.
     """
 
@@ -108,6 +111,7 @@ class Watch:
         notices: Notices,
         sources: Sources,
         files: Mapping[str, Path],
+        away: Callable[[], Sequence[Away]],
         clock: Clock,
     ) -> None:
         self._database = database
@@ -116,6 +120,7 @@ class Watch:
         self._notices = notices
         self._sources = sources
         self._files = files
+        self._away = away
         self._clock = clock
         self._lease = new_id()
         self._not_before: dict[UUID, datetime] = {}
@@ -172,20 +177,20 @@ class Watch:
         for _ in range(_MOST_PAGES):
             without = [one for one, until in self._not_before.items() if at < until]
             async with self._system() as connection:
-                said = await store.all_rules(connection)
-                found, is_more = await store.news(connection, entries.ACTIONS, without)
+                said = await rule_store.all_rules(connection)
+                found, is_more = await log_store.news(connection, entries.ACTIONS, without)
             for one in found:
                 await self._guarded(one.tenant_id, "log", self._take, one, said, at)
             if not is_more:
                 return
 
-    async def _take(self, found: store.News, said: Mapping[UUID, Rules], at: datetime) -> None:
+    async def _take(self, found: log_store.News, said: Mapping[UUID, Rules], at: datetime) -> None:
         node = self._tenants.known(found.tenant_id)
         if node is None:
             raise LookupError("the tenant is not known yet")
         async with self._database.transaction(Scope.of(found.tenant_id)) as connection:
             if node.going:
-                await store.know(connection, [(found.tenant_id, found.until)])
+                await log_store.know(connection, [(found.tenant_id, found.until)])
                 return
             rules = self._rules(node, said)
             await entries.take(connection, node, rules, found, self._board, at)
@@ -220,10 +225,12 @@ class Watch:
         """Looks at what holds now, without asking others."""
         at = self._clock()
         async with self._system() as connection:
-            seen = _Seen(at, await store.all_rules(connection), await store.open_places(connection))
-            seen.failing = levels.by_tenant(await store.failing(connection))
-            seen.untold = await store.untold_failures(connection)
-            pems = levels.by_tenant(await store.pems(connection))
+            seen = _Seen(
+                at, await rule_store.all_rules(connection), await store.open_places(connection)
+            )
+            seen.failing = levels.by_tenant(await level_store.failing(connection))
+            seen.untold = await log_store.untold_failures(connection)
+            pems = levels.by_tenant(await level_store.pems(connection))
         seen.ends = {tenant_id: self._ends(found) for tenant_id, found in pems.items()}
         places = {tenant_id for tenant_id, _ in seen.opened}
         for tenant_id in {*seen.failing, *seen.ends, *seen.untold, *places}:
@@ -233,6 +240,7 @@ class Watch:
             for kind, settle in (
                 (CERTIFICATE_ENDS, self._settle_own_certificates),
                 (BACKUP_TOO_OLD, self._settle_backups),
+                (WITNESS_AWAY, self._settle_witnesses),
             ):
                 await self._guarded(root.id, kind, settle, root, seen)
         await self._part("digests", self._tell_digests, at, seen.said)
@@ -253,7 +261,7 @@ class Watch:
         for kind in KINDS:
             _OPEN.labels(kind).set(counted.get(kind, 0))
 
-    def _ends(self, pems: Sequence[store.Pem]) -> list[levels.Ending]:
+    def _ends(self, pems: Sequence[level_store.Pem]) -> list[levels.Ending]:
         """When certificates of forwarders end, of those that can be read."""
         found = []
         for pem in pems:
@@ -326,13 +334,31 @@ class Watch:
     async def _settle_backups(self, root: TenantNode, seen: _Seen) -> None:
         rules = self._rules(root, seen.said)
         async with self._system() as connection:
-            newest = await store.newest_backup(connection)
+            newest = await level_store.newest_backup(connection)
         held = levels.backups(newest, rules.rule(BACKUP_TOO_OLD), seen.at)
         if held or (root.id, BACKUP_TOO_OLD) in seen.opened:
             await self._settle(
                 root,
                 BACKUP_TOO_OLD,
                 lambda rule: levels.backups(newest, rule, seen.at),
+                seen.at,
+            )
+
+    async def _settle_witnesses(self, root: TenantNode, seen: _Seen) -> None:
+        away = self._away()
+        is_open = (root.id, WITNESS_AWAY) in seen.opened
+        if not away and not is_open:
+            return
+        async with self._database.transaction(Scope.of(root.id)) as connection:
+            opened = set(await store.open_of(connection, root.id, WITNESS_AWAY))
+        held = levels.witnesses(
+            away, opened, self._rules(root, seen.said).rule(WITNESS_AWAY), seen.at
+        )
+        if held or is_open:
+            await self._settle(
+                root,
+                WITNESS_AWAY,
+                lambda rule: levels.witnesses(away, opened, rule, seen.at),
                 seen.at,
             )
 
@@ -349,8 +375,8 @@ class Watch:
         async with self._database.system_transaction(
             "rules of tenants above count below"
         ) as connection:
-            await store.hold_rules(connection, ids)
-            rules = working(node, line, await store.rules_of(connection, ids))
+            await rule_store.hold_rules(connection, ids)
+            rules = working(node, line, await rule_store.rules_of(connection, ids))
             await self._board.settle(connection, node, kind, rules, find(rules.rule(kind)), at)
 
     async def _tell_digests(self, at: datetime, said: Mapping[UUID, Rules]) -> None:
@@ -440,7 +466,7 @@ class Watch:
         at = self._clock()
         line = self._tenants.line(org_id)
         async with self._system() as connection:
-            said = await store.rules_of(connection, [one.id for one in line])
+            said = await rule_store.rules_of(connection, [one.id for one in line])
         rules = working(node, line, said)
         wanted = [kind for kind in _FLEET_KINDS if rules.rule(kind).counts(at)]
         if not wanted:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -45,12 +45,29 @@ _FAILED: Final = Counter(
     "Times that a witness did not sign, by the reason.",
     ["witness", "reason"],
 )
+_AWAY: Final = Gauge(
+    "evergreen_audit_witness_away_timestamp_seconds",
+    "Since when a witness does not sign; 0 while it does.",
+    ["witness"],
+)
 _LOOK_SECONDS: Final = 10.0
 _AGAIN: Final = timedelta(hours=1)
 """So often a tree that does not grow is signed again: what is signed has the time in it."""
 _SECONDS: Final = 10.0
 _MOST_OF_AN_ANSWER: Final = 16 << 10
 _OK, _CONFLICT = 200, 409
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A witness that does not sign."""
+
+    name: str
+    """In the policy."""
+    since: datetime
+    """When it was first asked in vain, since it last signed or the process began."""
+    reason: str
+    """Of the last time."""
 
 
 class NotSignedError(Exception):
@@ -76,9 +93,13 @@ class Witnesses:
         self._policy = policy
         self._clock = clock
         self._guard = guard
+        self._asked = [one for one in policy.witnesses.values() if one.url]
         self._sizes: dict[tuple[str, str], int] = {}
         """Log and witness → the size that the witness knows, as far as this process has heard."""
         self._signed: dict[str, tuple[TreeCheckpoint, Signature, datetime]] = {}
+        self._away: dict[str, Away] = {}
+        for one in self._asked:
+            _AWAY.labels(one.name).set(0)
         self._outages = {
             name: Repeated(log, "tree of the audit log not witnessed") for name in policy.witnesses
         }
@@ -97,14 +118,17 @@ class Witnesses:
                 outage.failed(error)
             await asyncio.sleep(_LOOK_SECONDS)
 
+    def away(self) -> Sequence[Away]:
+        """Which of them do not sign, as far as this process has asked."""
+        return list(self._away.values())
+
     async def ask(self) -> None:
         """Has all witnesses sign the newest checkpoint, unless they just have."""
         checkpoint = await self._tree.checkpoint()
         if checkpoint.size == 0:
             return
-        asked = [one for one in self._policy.witnesses.values() if one.url]
-        await asyncio.gather(*(self._ask_one(one, checkpoint) for one in asked))
-        of_each = ((one.name, self._signed.get(one.name)) for one in asked)
+        await asyncio.gather(*(self._ask_one(one, checkpoint) for one in self._asked))
+        of_each = ((one.name, self._signed.get(one.name)) for one in self._asked)
         found = {name: own[1] for name, own in of_each if own and own[0].text == checkpoint.text}
         if self._policy.is_met(found):
             signatures = (*checkpoint.signatures, *found.values())
@@ -132,8 +156,14 @@ class Witnesses:
             self._signed[witness.name] = checkpoint, signature, now
             _SIGNED.labels(witness.name).set(checkpoint.size)
             self._outages[witness.name].worked()
+            self._away.pop(witness.name, None)
+            _AWAY.labels(witness.name).set(0)
             return
         _FAILED.labels(witness.name, reason).inc()
+        known_away = self._away.get(witness.name)
+        since = known_away.since if known_away else now
+        self._away[witness.name] = Away(witness.name, since, reason)
+        _AWAY.labels(witness.name).set(since.timestamp())
         self._outages[witness.name].failed(NotSignedError(f"{witness.name}: {reason}"))
 
     async def _cosigned(self, witness: Witness, checkpoint: TreeCheckpoint) -> Signature:
