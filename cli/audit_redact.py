@@ -15,12 +15,12 @@ from cli.options import REDACTED_FILE, Home
 from cli.session import operator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from uuid import UUID
 
     from cli.migrate import Target
     from services.audit.redaction.again import Again
-    from services.audit.redaction.copies import Copies
+    from services.audit.redaction.copies import Copies, Shows
     from services.audit.redaction.entry import Redacted
 
 T = TypeVar("T")
@@ -84,15 +84,20 @@ def redact(
 
         async def work(connection: Any) -> tuple[Redacted, Copies]:
             from services.audit.redaction.copies import remove  # noqa: PLC0415
+            from services.audit.redaction.entry import Redacted  # noqa: PLC0415
             from services.audit.redaction.entry import redact as take_out  # noqa: PLC0415
             from services.audit.retention.prune import require_no_hold  # noqa: PLC0415
             from services.identity.tree import tenant_lines  # noqa: PLC0415
 
-            tenant_id = (await look(connection, entry_id)).tenant_id
-            await require_no_hold(connection, (await tenant_lines(connection)).of(tenant_id))
-            done = await take_out(
-                connection, entry_id, reason.strip(), operator(), unsalted=unsalted
-            )
+            known = await look(connection, entry_id)
+            await require_no_hold(connection, (await tenant_lines(connection)).of(known.tenant_id))
+            if known.redacted:
+                # As after a command that was killed before it had removed all copies.
+                done = Redacted(known.tenant_id, known.sequence, known.action)
+            else:
+                done = await take_out(
+                    connection, entry_id, reason.strip(), operator(), unsalted=unsalted
+                )
             other = await remove(connection, entry_id, operator(), reports_too=delete_reports)
             # Before the transaction ends: an id too many costs nothing, one that is missing does.
             _list(redacted_file, entry_id)
@@ -128,15 +133,33 @@ def redact_again(
 
         async def work(connection: Any) -> Again:
             from services.audit.redaction.again import redact_again  # noqa: PLC0415
+            from services.audit.retention.prune import held_by  # noqa: PLC0415
+            from services.identity.tree import tenant_lines  # noqa: PLC0415
 
+            listed = set(facts.audit.reasons)
             # The log itself may say why.
-            await facts.audit.read(connection)
-            return await redact_again(connection, facts.audit.reasons, operator(), _AGAIN)
+            logged = await facts.audit.read(connection)
+            lines = await tenant_lines(connection)
+
+            async def is_held(tenant_id: UUID) -> bool:
+                return await held_by(connection, lines.of(tenant_id)) is not None
+
+            return await redact_again(
+                connection,
+                facts.audit.reasons,
+                operator(),
+                _AGAIN,
+                unproven=listed - logged,
+                is_held=is_held,
+            )
 
         again = run_on_database(_in_database(target, work))
         typer.echo(f"Entries that were redacted again: {again.done}.")
         for entry_id in again.absent:
             typer.echo(f"The log does not have {entry_id}.")
+        for entry_id in again.held:
+            typer.echo(f"A legal hold keeps {entry_id}, of which only the list says it.")
+        _tell_reports(again.reports, deleted=False)
         run_on_database(_vacuum(target))
 
 
@@ -172,7 +195,11 @@ def _tell(found: Copies, *, deleted: bool) -> None:
             f"Copies that are deleted: {found.dead_letters} in the quarantine,"
             f" {found.outboxes} in outboxes."
         )
-    for one in found.reports:
+    _tell_reports(found.reports, deleted=deleted)
+
+
+def _tell_reports(reports: Iterable[Shows], *, deleted: bool) -> None:
+    for one in reports:
         said = "deleted" if deleted else f"`evergreen reports delete {one.id}` deletes it"
         typer.echo(f"The report {one.kind} of {one.as_of:%Y-%m-%d %H:%M} UTC shows it: {said}.")
 

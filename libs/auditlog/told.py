@@ -71,7 +71,7 @@ class Redaction:
                 occurred_at=datetime.fromisoformat(after["occurredAt"]),
                 reason=str(after["reason"]),
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
 
@@ -104,7 +104,7 @@ class Pruning:
                 hash=str(after["hash"]),
                 archive=str(after["archiveSha256"]),
             )
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def explains(self, base: int, end: int, found: str) -> bool:
@@ -132,5 +132,5 @@ class Restore:
             after = _after(entry)
             point = datetime.fromisoformat(after["point"])
             return cls(entry.sequence, int(after["sequence"]), point)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None

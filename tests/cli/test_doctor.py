@@ -299,6 +299,28 @@ async def test_services_that_lag_behind() -> None:
     assert status(away)[services.FEEDS] == "skipped"
 
 
+async def test_a_witness_that_does_not_sign() -> None:
+    """Of each for how long, once no process has its signature; without any there is no check."""
+    moment = now()
+
+    def since(name: str, minutes: float) -> str:
+        at = moment.timestamp() - minutes * 60 if minutes else 0
+        return f'evergreen_audit_witness_away_timestamp_seconds{{witness="{name}"}} {at}\n'
+
+    one, two = since("a", 0) + since("b", 20), since("a", 30) + since("b", 16)
+    with operations(one) as first, operations(two) as second, operations("") as without:
+        checks = await services.checks({"audit": first, "audit-2": second}, "2.0", lambda: moment)
+        good = await services.checks(
+            {"audit": second}, "2.0", lambda: moment - datetime.timedelta(minutes=16)
+        )
+        none = await services.checks({"audit": without}, "2.0", lambda: moment)
+    (found,) = [one for one in findings(checks) if one.code == "WITNESS_AWAY"]
+    assert found.what == "the witness b has not signed the audit log for 20 minutes"
+    assert found.severity is Severity.WARNING
+    assert status(good)[services.WITNESSES] == "ok"
+    assert services.WITNESSES not in status(none)
+
+
 async def test_fips_mode_is_everywhere_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one module; who does not want it hears nothing of it."""
 

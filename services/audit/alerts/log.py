@@ -187,5 +187,5 @@ def _read(entry: Noted, read: Callable[[Any], T], otherwise: T) -> T:
     """A part of a record, or something else where somebody damaged or redacted it."""
     try:
         return read(json.loads(entry.record)["data"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return otherwise

@@ -83,7 +83,7 @@ class _Seen:
     said: Mapping[UUID, Rules]
     opened: set[tuple[UUID, str]]
     failing: Mapping[UUID, Sequence[level_store.Failing]] = field(default_factory=dict)
-    ends: Mapping[UUID, Sequence[levels.Ending]] = field(default_factory=dict)
+    ends: dict[UUID, Sequence[levels.Ending]] = field(default_factory=dict)
     """When certificates of forwarders end,"""
     untold: set[UUID] = field(default_factory=set)
     """and tenants with devices that fail their check, of which nobody was told."""
@@ -231,7 +231,10 @@ class Watch:
             seen.failing = levels.by_tenant(await level_store.failing(connection))
             seen.untold = await log_store.untold_failures(connection)
             pems = levels.by_tenant(await level_store.pems(connection))
-        seen.ends = {tenant_id: self._ends(found) for tenant_id, found in pems.items()}
+        for tenant_id, found in pems.items():
+            seen.ends[tenant_id] = self._ends(found)
+            # Tenants give certificates, as many as they like within bounds.
+            await asyncio.sleep(0)
         places = {tenant_id for tenant_id, _ in seen.opened}
         for tenant_id in {*seen.failing, *seen.ends, *seen.untold, *places}:
             await self._guarded(tenant_id, "levels", self._settle_tenant, tenant_id, seen)

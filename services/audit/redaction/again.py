@@ -8,7 +8,7 @@ short still has it when it is run again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
@@ -21,6 +21,7 @@ from services.audit.log.domain import read_event
 from services.audit.log.recorder import new_salt
 from services.audit.log.store import append
 from services.audit.redaction import copies
+from services.audit.redaction.copies import Shows
 from services.audit.redaction.entry import redact
 
 _WAITING: Final = "audit.redact_again"
@@ -35,30 +36,32 @@ class Known:
     reasons: dict[UUID, str] = field(default_factory=dict)
     """Entry → why."""
 
-    async def read(self, connection: Connection) -> None:
-        """Takes what a database knows that is about to be replaced."""
+    async def read(self, connection: Connection) -> set[UUID]:
+        """Takes what a database knows, as one that is about to be replaced; answers which entries
+        its log names."""
         if await connection.fetchval("SELECT to_regclass($1)", _WAITING) is not None:
             # A restore filled it, and was cut short.
             for row in await connection.fetch(f"SELECT id, reason FROM {_WAITING}"):
                 self.reasons[row["id"]] = row["reason"]
-        for row in await connection.fetch(
+        rows = await connection.fetch(
             "SELECT (record::jsonb #>> '{data,resource}') AS resource,"
             " (record::jsonb #>> '{data,after,reason}') AS reason FROM audit.entry"
             " WHERE action = $1",
             EntryRedacted.NAME,
-        ):
-            self._take(row["resource"], row["reason"])
+        )
+        return {self._take(row["resource"], row["reason"]) for row in rows}
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
         if entry.action == EntryRedacted.NAME:
             self._take(f"{entry.kind}/{entry.name}", str(entry.after["reason"]))
 
-    def _take(self, resource: str, reason: str) -> None:
+    def _take(self, resource: str, reason: str) -> UUID:
         kind, _, entry_id = resource.partition("/")
         if kind != _ENTRIES:
             raise ValueError(f"{EntryRedacted.NAME} names no entry")
         self.reasons[UUID(entry_id)] = reason
+        return UUID(entry_id)
 
     def listed(self, entry_id: UUID) -> None:
         """Takes an entry of a list that says no reason."""
@@ -73,6 +76,10 @@ class Again:
     """Entries that had their content, and have it no more."""
     absent: tuple[UUID, ...] = ()
     """Entries that the log does not have: the event stream may bring them back."""
+    held: tuple[UUID, ...] = ()
+    """Entries that a legal hold keeps as they are."""
+    reports: tuple[Shows, ...] = ()
+    """Kept reports that show one of them."""
 
 
 async def have_wait(connection: Connection, known: Known) -> None:
@@ -103,7 +110,13 @@ async def redact_what_waits(connection: Connection, operator: str) -> Again:
 
 
 async def redact_again(
-    connection: Connection, reasons: Mapping[UUID, str], operator: str, actor: str
+    connection: Connection,
+    reasons: Mapping[UUID, str],
+    operator: str,
+    actor: str,
+    *,
+    unproven: Collection[UUID] = (),
+    is_held: Callable[[UUID], Awaitable[bool]] | None = None,
 ) -> Again:
     """Takes out what has its content again; what has none is left as it is.
 
@@ -112,6 +125,8 @@ async def redact_again(
         reasons: entry → why it was redacted.
         operator: the account of the machine that asks for it.
         actor: how the log names who does it.
+        unproven: those of which nothing but a list says that they were redacted.
+        is_held: whether a legal hold keeps a tenant's log; such a list does not undo it.
     """
     await connection.execute("SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting)
     found = {
@@ -120,7 +135,17 @@ async def redact_again(
             "SELECT id, tenant_id, redacted FROM audit.entry WHERE id = ANY ($1)", list(reasons)
         )
     }
-    wanted = [row for row in found.values() if not row["redacted"]]
+    # In the order in which the service locks chains.
+    wanted = sorted(
+        (row for row in found.values() if not row["redacted"]),
+        key=lambda row: (row["tenant_id"], row["id"]),
+    )
+    held = set()
+    if is_held is not None:
+        for row in wanted:
+            if row["id"] in unproven and await is_held(row["tenant_id"]):
+                held.add(row["id"])
+    wanted = [row for row in wanted if row["id"] not in held]
     await _tell_of_the_restore_first(connection, {row["tenant_id"] for row in wanted})
     done = 0
     for row in wanted:
@@ -132,11 +157,14 @@ async def redact_again(
             # One that says what was redacted, or that the log was restored: it names nobody.
             continue
         done += 1
-    for entry_id in reasons:
+    shown: dict[UUID, Shows] = {}
+    for entry_id in reasons.keys() - held:
         # What an outbox of the backup has would be published once more, also of an entry that the
         # log does not have.
-        await copies.remove(connection, entry_id, operator, reports_too=False)
-    return Again(done, tuple(sorted(set(reasons) - set(found))))
+        copied = await copies.remove(connection, entry_id, operator, reports_too=False)
+        shown |= {one.id: one for one in copied.reports}
+    absent = tuple(sorted(set(reasons) - set(found)))
+    return Again(done, absent, tuple(sorted(held)), tuple(shown[one] for one in sorted(shown)))
 
 
 async def _tell_of_the_restore_first(connection: Connection, tenant_ids: set[UUID]) -> None:

@@ -36,6 +36,8 @@ class Found:
     sequence: int
     action: str
     occurred_at: datetime
+    redacted: bool
+    """Whether its content is gone already."""
 
 
 async def look(connection: Connection, entry_id: UUID) -> Found:
@@ -46,11 +48,12 @@ async def look(connection: Connection, entry_id: UUID) -> Found:
     """
     await connection.execute("SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting)
     row = await connection.fetchrow(
-        "SELECT tenant_id, sequence, action, occurred_at FROM audit.entry WHERE id = $1", entry_id
+        "SELECT tenant_id, sequence, action, occurred_at, redacted FROM audit.entry WHERE id = $1",
+        entry_id,
     )
     if row is None:
         raise not_found("audit entry", entry_id)
-    return Found(row["tenant_id"], row["sequence"], row["action"], row["occurred_at"])
+    return Found(**row)
 
 
 async def redact(

@@ -96,10 +96,15 @@ async def require_no_hold(connection: Connection, line: Sequence[UUID]) -> None:
     Raises:
         DomainError: FAILED_PRECONDITION.
     """
-    await store.keep_rules(connection)
-    held = in_force(line, await store.rules(connection, line)).held_by
+    held = await held_by(connection, line)
     if held is not None:
         raise failed_precondition("LEGAL_HOLD", _held(held))
+
+
+async def held_by(connection: Connection, line: Sequence[UUID]) -> UUID | None:
+    """Whose legal hold keeps a log, as `require_no_hold`."""
+    await store.keep_rules(connection)
+    return in_force(line, await store.rules(connection, line)).held_by
 
 
 def _held(tenant_id: UUID) -> str:

@@ -22,6 +22,7 @@ from services.audit.alerts.board import Board
 from services.audit.alerts.watch import Watch
 from services.audit.notices.service import Notices
 from services.audit.reports.sources import Sources
+from services.audit.tree.witnesses import Away
 from tests.support import callers
 from tests.support.audit import ORG, RESELLER, Audit, StartAudit, event, start_audit
 
@@ -70,6 +71,8 @@ class World:
     api: rpc.AlertServiceAsyncStub
     watch: Watch
     devices: Devices
+    away: list[Away] = field(default_factory=list)
+    """Witnesses that do not sign."""
     now: datetime = NOW
 
     async def happened(
@@ -170,7 +173,7 @@ class World:
         return await self.api.GetAlertRules(pb.GetAlertRulesRequest(**wanted), metadata=by)
 
 
-async def _waits(_: Watch) -> None:
+async def _waits(_: object) -> None:
     await asyncio.Event().wait()
 
 
@@ -178,6 +181,8 @@ async def _waits(_: Watch) -> None:
 async def world(start_audit: StartAudit, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     # The service's own process never looks: it would read what a test is about to change.
     monkeypatch.setattr(Watch, "run", _waits)
+    # Nor are mails handed over, given up and forgotten when a test moves the clock.
+    monkeypatch.setattr(Notices, "run", _waits)
     made: World = NOBODY
 
     def clock() -> datetime:
@@ -188,6 +193,7 @@ async def world(start_audit: StartAudit, monkeypatch: pytest.MonkeyPatch) -> Asy
     channel = open_channel(kit.settings.grpc_listen, "test")
     notices = Notices(kit.database, NOBODY, clock)
     devices = Devices()
+    away: list[Away] = []
     looks = Watch(
         kit.database,
         kit.tenants,
@@ -195,9 +201,10 @@ async def world(start_audit: StartAudit, monkeypatch: pytest.MonkeyPatch) -> Asy
         notices,
         cast(Sources, devices),
         {},
+        lambda: list(away),
         clock,
     )
-    made = World(audit, rpc.AlertServiceStub(channel), looks, devices)
+    made = World(audit, rpc.AlertServiceStub(channel), looks, devices, away)
     yield made
     await channel.close()
 

@@ -13,6 +13,7 @@ from services.audit.alerts import board
 from services.audit.forward import health_store
 from services.audit.forward import store as forwarders
 from services.audit.forward.domain import Disabled
+from services.audit.tree.witnesses import Away
 from tests.services.audit.alerts.conftest import (
     DEVICE,
     NOW,
@@ -20,6 +21,7 @@ from tests.services.audit.alerts.conftest import (
     RESELLER_OWNER,
     World,
     input_of,
+    rule_of,
 )
 from tests.support import callers
 from tests.support.audit import ORG, SISTER
@@ -278,3 +280,58 @@ async def test_a_lease_of_a_clock_that_was_wrong(world: World) -> None:
         datetime.now(UTC) + timedelta(days=400),
     )
     assert await world.watch.lead()
+
+
+async def test_a_witness_that_stays_away(world: World) -> None:
+    """The root is told after two hours, after a day and when it signs again; a process that has
+    just begun does not resolve what the one before it told."""
+    root = world.audit.owner
+    world.away[:] = [Away("district", NOW, "TIMEOUT")]
+    world.now += timedelta(minutes=119)
+    await world.watch.look()
+    assert await world.alerts(by=root) == []
+    world.now += timedelta(minutes=1)
+    await world.watch.look()
+    (alert,) = await world.alerts(by=root)
+    assert (alert.kind, alert.subject) == ("witness-away", "witnesses/district")
+    assert alert.text == "the witness “district” does not sign the audit log (TIMEOUT)"
+    assert await world.alerts() == []
+
+    # Another process looks, which has asked in vain for a moment.
+    world.away[:] = [Away("district", world.now, "NO_SIGNATURE")]
+    for _ in range(2):
+        world.now += timedelta(minutes=20)
+        await world.watch.look()
+    (alert,) = await world.alerts(by=root, open=True)
+    assert "NO_SIGNATURE" in alert.text
+    world.now += timedelta(days=1)
+    await world.watch.look()
+    world.away.clear()
+    for _ in range(2):
+        await world.watch.look()
+        world.now += timedelta(minutes=16)
+    assert await world.alerts(by=root, open=True) == []
+    assert len(await world.told("raised")) == len(await world.told("resolved")) == 1
+    said = [one.partition(":")[0] for one in await world.subjects()]
+    assert said == ["Alert", "Still", "Resolved"]
+
+
+async def test_who_cannot_say_something_of_witnesses(world: World) -> None:
+    """They are the installation's: the root's rules count alone."""
+    change = input_of("witness-away", enabled=False)
+    refused = await refusal(world.update(rules=[change]))
+    assert refused.fields == ["rules[0].kind"]
+    world.away[:] = [Away("district", NOW - timedelta(hours=3), "TIMEOUT")]
+    await world.update(by=world.audit.owner, rules=[change])
+    await world.watch.look()
+    assert await world.alerts(by=world.audit.owner) == []
+    changed = await world.update(
+        by=world.audit.owner,
+        rules=[input_of("witness-away", enabled=True, thresholds={"hours": 4})],
+    )
+    assert dict(rule_of(changed, "witness-away").thresholds) == {"hours": 4}
+    await world.watch.look()
+    assert await world.alerts(by=world.audit.owner) == []
+    world.now += timedelta(hours=1)
+    await world.watch.look()
+    assert len(await world.alerts(by=world.audit.owner)) == 1

@@ -21,15 +21,27 @@ def told(world: World) -> list[dict[str, Any]]:
     return [e for e in world.receiver.events if e["data"]["action"] == TOLD]
 
 
+async def noted_at(world: World) -> Any:
+    """When a forwarder was told a checkpoint last, as it is noted."""
+    (row,) = await world.audit.sql("SELECT checkpoint_at FROM audit.forwarder_state")
+    return row["checkpoint_at"]
+
+
 async def test_a_webhook_is_told_the_checkpoint(world: World) -> None:
     """Each hour, behind what waits; it is signed, and is no entry of the log."""
     await world.record(event(1), event(2))
     await world.create()
     await world.receiver.until_events(2)
     assert told(world) == []
+    noted = set()
     for hours in (1, 2):
         world.time.move(hours=1)
         await world.receiver.until(lambda hours=hours: len(told(world)) == hours)
+        # The next hour begins when the answer was noted.
+        async with asyncio.timeout(60):
+            while (at := await noted_at(world)) in {None, *noted}:
+                await asyncio.sleep(0.02)
+        noted.add(at)
     first, second = told(world)
     assert first["id"] != second["id"]
     assert "auditsequence" not in first

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,13 @@ async def until_positions(world: World, wanted: list[tuple[int, int]]) -> None:
     raise AssertionError(await positions(world))
 
 
+@pytest.fixture
+def unconfirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, nothing is confirmed by its time within a test."""
+    monkeypatch.setattr(syslog_module, "CONFIRMED_AFTER", timedelta(hours=1))
+
+
+@pytest.mark.usefixtures("unconfirmed")
 async def test_what_may_be_lost_comes_again(start_world: StartWorld) -> None:
     """A connection that breaks makes all sent again that a minute has not confirmed."""
     async with listening() as lines:
@@ -266,6 +274,7 @@ async def test_a_test_of_syslog(start_world: StartWorld, tmp_path: Path) -> None
     assert "audit.forwarder_tested" in lines.messages[0]
 
 
+@pytest.mark.usefixtures("unconfirmed")
 async def test_a_replay_goes_back(start_world: StartWorld) -> None:
     """Whatever was sent on the connection that stands."""
     async with listening() as lines:

@@ -328,7 +328,7 @@ async def test_a_process_that_dies_leaves_nothing_half(
 
     monkeypatch.setattr(files.Files, "add", held)
     made = await world.create("asset-register")
-    await asyncio.wait_for(begun.wait(), 10)
+    await asyncio.wait_for(begun.wait(), 60)
     rows = await world.sql(
         "SELECT count(*) AS n FROM audit.report_part WHERE report_id = $1", UUID(made.id)
     )
@@ -396,11 +396,24 @@ async def test_bounds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.create("asset-register", ORG_OWNER, org_id="")
 
 
+async def make_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report is begun any more; the look that was under way has ended."""
+    monkeypatch.setattr(maker, "_AT_ONCE", 0)
+    looks, begin = asyncio.Event(), maker.begin_background_call
+
+    def look() -> None:
+        looks.set()
+        begin()
+
+    monkeypatch.setattr(maker, "begin_background_call", look)
+    await asyncio.wait_for(looks.wait(), 60)
+
+
 async def test_a_tenant_asks_for_so_many_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over all tenants below it; those have their own."""
-    monkeypatch.setattr(maker, "_AT_ONCE", 0)
+    await make_none(monkeypatch)
     monkeypatch.setattr(service, "MOST_RUNNING", 2)
     await world.create("policy-history")
     await world.create("policy-history", org_id=str(ORG.id))
@@ -412,8 +425,7 @@ async def test_a_tenant_asks_for_so_many_at_a_time(
 async def test_tenants_have_their_turns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for many lets nobody else wait, though they are about different tenants; of one that
     asks, one is made at a time."""
-    monkeypatch.setattr(maker, "_AT_ONCE", 0)
-    await asyncio.sleep(0.2)
+    await make_none(monkeypatch)
     first = await world.create("policy-history")
     more = [await world.create("policy-history", org_id=str(o.id)) for o in (ORG, SISTER)]
     late = await world.create("policy-history", SISTER_OWNER, org_id="")
@@ -421,7 +433,7 @@ async def test_tenants_have_their_turns(world: World, monkeypatch: pytest.Monkey
     taken = []
     for _ in range(4):
         async with database.system_transaction("a test") as connection:
-            found = await store.claim(connection, uuid4(), AS_OF, 30)
+            found = await store.claim(connection, uuid4(), AS_OF, 3600)
             if found is None:
                 break
             taken.append(str(found.id))
@@ -432,7 +444,7 @@ async def test_tenants_have_their_turns(world: World, monkeypatch: pytest.Monkey
             "UPDATE audit.report SET status = 'failed' WHERE id::text = ANY ($1)", taken
         )
         async with database.system_transaction("a test") as connection:
-            found = await store.claim(connection, uuid4(), AS_OF, 30)
+            found = await store.claim(connection, uuid4(), AS_OF, 3600)
         assert found is not None
         assert str(found.id) == wanted
         taken.append(wanted)
@@ -467,7 +479,8 @@ async def test_what_is_stored_is_compared_with_what_was_written(
             await world.sql("DELETE FROM audit.report_part WHERE part = 0")
 
     monkeypatch.setattr(files.Files, "close", close)
-    monkeypatch.setattr(maker, "_LEASE_SECONDS", 1)
+    monkeypatch.setattr(maker, "_LEASE_SECONDS", 2)
+    monkeypatch.setattr(maker, "_RENEW_SECONDS", 0.2)
     made = await world.made("policy-history")
     assert broken
     content = await world.files(made)
@@ -493,9 +506,9 @@ async def test_a_report_that_is_deleted_while_it_is_made_frees_its_place(
 
     monkeypatch.setattr(maker, "PRODUCERS", {**PRODUCERS, "data-inventory": Endless})
     made = await world.create("data-inventory")
-    await asyncio.wait_for(begun.wait(), 10)
+    await asyncio.wait_for(begun.wait(), 60)
     await world.reports.DeleteReport(pb.DeleteReportRequest(id=made.id), metadata=RESELLER_OWNER)
-    await world.until((await world.create("policy-history")).id, seconds=10)
+    await world.until((await world.create("policy-history")).id, seconds=60)
     # An error that is none of the database's does not end renewing.
     true_renew = store.renew
     errors: list[int] = []
@@ -509,29 +522,27 @@ async def test_a_report_that_is_deleted_while_it_is_made_frees_its_place(
     monkeypatch.setattr(store, "renew", renew)
     begun.clear()
     held = await world.create("data-inventory")
-    await asyncio.wait_for(begun.wait(), 10)
+    await asyncio.wait_for(begun.wait(), 60)
     for _ in range(200):
         if len(errors) > 2:
             break
         await asyncio.sleep(0.02)
     assert len(errors) > 2
     await world.reports.DeleteReport(pb.DeleteReportRequest(id=held.id), metadata=RESELLER_OWNER)
-    await world.until((await world.create("policy-history")).id, seconds=10)
+    await world.until((await world.create("policy-history")).id, seconds=60)
 
 
 async def test_a_report_of_long_ago_is_not_made_of_today(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waited too long fails by its name; the manifest says when rows were read."""
-    monkeypatch.setattr(maker, "_AT_ONCE", 0)
-    await asyncio.sleep(0.2)
+    await make_none(monkeypatch)
     late = await world.create("devices-not-seen")
     world.time.move(hours=7)
     monkeypatch.setattr(maker, "_AT_ONCE", 2)
     failed = await world.until(late.id, "failed")
     assert failed.error.startswith("TOO_LATE")
-    monkeypatch.setattr(maker, "_AT_ONCE", 0)
-    await asyncio.sleep(0.2)
+    await make_none(monkeypatch)
     slow = await world.create("devices-not-seen", formats=["csv"])
     world.time.move(hours=1)
     monkeypatch.setattr(maker, "_AT_ONCE", 2)

@@ -180,3 +180,23 @@ async def test_a_hold_forbids_redactions(operator: Operator, tmp_path: Path) -> 
     await operator.keep(None, user(ORG.id), legal_hold=False)
     code, said = await run(operator, tmp_path, *redact)
     assert (code, "is redacted" in said) == (0, True), said
+
+
+async def test_a_redaction_that_is_run_again(operator: Operator, tmp_path: Path) -> None:
+    """As after a kill: nothing more is said in the log. A list is no proof that an entry was
+    redacted, and does not undo a hold."""
+    ids = await operator.record(2, 1)
+    redact = ("redact", str(ids[0]), "--reason", "asked for", "--yes")
+    for _ in range(2):
+        code, said = await run(operator, tmp_path, *redact)
+        assert (code, "is redacted" in said) == (0, True), said
+    assert len(await operator.audit.entries(action="audit.entry_redacted")) == 1
+    listed = tmp_path / "list"
+    listed.write_text(f"{ids[0]}\n{ids[1]}\n")
+    await operator.keep(None, legal_hold=True, hold_reason="case 4711")
+    code, said = await run(operator, tmp_path, "redact-again", listed)
+    assert (code, "redacted again: 0." in said) == (0, True), said
+    assert f"A legal hold keeps {ids[1]}, of which only the list says it." in said
+    await operator.keep(None, legal_hold=False)
+    code, said = await run(operator, tmp_path, "redact-again", listed)
+    assert (code, "redacted again: 1." in said, "legal hold" in said) == (0, True, False), said

@@ -307,12 +307,13 @@ async def test_a_service_without_its_stream_does_not_grow_the_tree(
     audit = await start_audit(stream=False, grows=False)
     await fill(audit, 12)
     monkeypatch.setattr(service, "_NEAR", 3)
+    monkeypatch.setattr(service, "_WAIT_SECONDS", 120)
     entry = (await audit.entries(org_id=str(ORG.id)))[0]
     began = asyncio.get_running_loop().time()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await audit.proof(entry.id)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert asyncio.get_running_loop().time() - began < 1.5
+    assert asyncio.get_running_loop().time() - began < 60
     await asyncio.sleep(1)
     assert (await audit.tree_checkpoint()).size == 0
     assert await sequencer(audit).grow()

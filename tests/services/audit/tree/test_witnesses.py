@@ -10,11 +10,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from pydantic import ValidationError
 
 from auditlog.keys import read_keys
 from auditlog.notes import Proof, TreeCheckpoint
 from auditlog.witnesses import Policy
 from evergreen.v1 import audit_pb2 as pb
+from services.audit.settings import AuditSettings
 from services.audit.tree import witnesses
 from tests.support.audit import Audit, StartAudit, event, start_audit
 from tests.support.audit_cli import evergreen
@@ -134,8 +136,40 @@ async def test_a_witness_that_is_away_holds_nothing_up(
     proof = Proof.read(await audit.proof(newest.id))
     assert (proof.checkpoint.size, len(proof.checkpoint.signatures)) == (2, 1)
     assert (await witnessed(audit, 1)).size == 1
+    away = witnesses._AWAY.labels("other")._value.get
+    assert (witnesses._AWAY.labels("one")._value.get(), away()) == (
+        0,
+        pytest.approx(time.time(), abs=60),
+    )
     two[1].logs.update(known)
     assert (await witnessed(audit, 2)).size == 2
+    assert away() == 0
+
+
+def test_a_quorum_that_nobody_asks_is_refused(tmp_path: Path) -> None:
+    """At the start, with the names of those whose address is missing."""
+    one, other = (RunningWitness(name, tmp_path) for name in ("one", "other"))
+    file = tmp_path / "policy"
+
+    def settings(*lines: str) -> AuditSettings:
+        file.write_text("\n".join(lines))
+        return AuditSettings(  # type: ignore[call-arg]  # the others have defaults
+            grpc_listen="unix:/x",
+            internal_listen="unix:/y",
+            database_url="x",
+            audit_witnesses_file=file,
+        )
+
+    without = other.line.rpartition(" ")[0]
+    with pytest.raises(ValidationError) as refused:
+        settings(one.line, without, "group both all one other", "quorum both")
+    (error,) = refused.value.errors()
+    assert error["msg"] == (
+        "Value error, EVERGREEN_AUDIT_WITNESSES_FILE: the quorum both can never sign: without an"
+        " address, the last word of a line `witness`, nobody asks other"
+    )
+    settings(one.line, without, "group either any one other", "quorum either")
+    settings(without, "quorum none")
 
 
 async def test_a_process_learns_from_witnesses_what_they_know(
