@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from auditlog.archive import Archive
+from auditlog.entries import Entry
 from auditlog.export import ExportError, entry_line
 from auditlog.notes import NoteError, Proof, TreeCheckpoint
 from auditlog.tree import (
@@ -19,7 +20,6 @@ from auditlog.tree import (
     tile_path,
 )
 from auditlog.tree import prove as prove_ranges
-from auditlog.verify import Entry
 from cli.client import Api
 from cli.errors import CliError
 

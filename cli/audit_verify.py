@@ -11,12 +11,13 @@ from typing import Final, Protocol, TypeVar
 from auditlog.archive import Archive, ArchiveError, Archives
 from auditlog.chain import Checkpoint, CheckpointError
 from auditlog.export import ExportError, verify
+from auditlog.findings import Finding, Kind
 from auditlog.keys import CheckpointKey
 from auditlog.keys import read_keys as read_pem
 from auditlog.leaves import Leaves, Published, TreeVerifier
 from auditlog.notes import Consistency, NoteError, Proof, TreeCheckpoint, is_tree_checkpoint
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, ProofError, check_consistency, tile_path
-from auditlog.verify import Finding, Kind, Verifier
+from auditlog.verify import Verifier
 from cli.client import Api, RefusedError, read_text
 from cli.errors import CliError
 

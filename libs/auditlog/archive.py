@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Final
 
 from auditlog.chain import Checkpoint, Head
+from auditlog.entries import Entry, Place, Withheld
 from auditlog.export import ArchivedItem, ExportError, items_of
+from auditlog.findings import Finding, Kind
 from auditlog.keys import CheckpointKey
 from auditlog.notes import NoteError, Proof, Signature, TreeCheckpoint, read_note, signed_as
 from auditlog.reports import ManifestFile
-from auditlog.verify import Entry, Finding, Kind, Place, Verifier, Withheld
+from auditlog.verify import Verifier
 
 FIRST_LINE: Final = "evergreen audit archive v1"
 SIGNS_AS: Final = "/archives"

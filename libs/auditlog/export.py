@@ -3,8 +3,7 @@
 The first line names the format and says whether the export is `complete` (not filtered by time).
 One that is not can be verified, too, as far as it goes: a chain begins with its `base`, the place
 and the hash of the entry before, and entries that the filter leaves out between others are
-`withheld`.
-Where a filtered export begins before what was pruned of a chain, `pruned` says so.
+`withheld`. Where entries of its time were pruned, `pruned` says so.
 Then, chain by chain, the entries in their order, and behind each chain where the log itself says
 that it ends. A chain of which entries were pruned begins with its `base` in a complete export, too;
 in one of all tenants, `leaves` follow: where the tree has their hashes. The last line counts the
@@ -21,8 +20,10 @@ from datetime import datetime
 from typing import Any, Final, Protocol, Self, TypeAlias
 
 from auditlog.chain import Columns, Head, record_digest
+from auditlog.entries import Entry, Missing, Place, Withheld
+from auditlog.findings import Finding, Kind
 from auditlog.leaves import TreeState, TreeVerifier
-from auditlog.verify import Entry, Finding, Kind, Missing, Place, Verifier, Withheld
+from auditlog.verify import Verifier
 
 EXPORT_FORMAT: Final = "evergreen audit export v1"
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from auditlog.entries import Entry, Withheld
+from auditlog.findings import Finding, Kind
 from auditlog.told import RESTORED_ACTION
 from auditlog.tree import HASH_BYTES, TILE_WIDTH, Growing, leaf_hash, sha256
-from auditlog.verify import Entry, Finding, Kind, Withheld
 
 _NOTHING: Final = bytes(HASH_BYTES)
 _MOST_SPANS: Final = 20

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from auditlog.chain import Columns
+from auditlog.entries import Entry
 from auditlog.export import entry_of_line
 from auditlog.keys import CheckpointKey
 from auditlog.tree import HASH_BYTES, ProofError, leaf_hash, root_of_inclusion, sha256
-from auditlog.verify import Entry
 
 PROOF_FORMAT: Final = "c2sp.org/tlog-proof@v1"
 ED25519: Final = 1

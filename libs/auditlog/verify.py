@@ -6,14 +6,14 @@ of any size can be verified.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from typing import Final
 
-from auditlog.chain import NO_HASH, Checkpoint, Columns, Head, entry_hash, withheld_hash
+from auditlog.chain import NO_HASH, Checkpoint, Head
+from auditlog.entries import Entry, Missing, Place, Withheld
+from auditlog.findings import Finding, Kind, changed, columns, misplaced, short, span
 from auditlog.told import (
     PRUNED_ACTION,
     REDACTED_ACTION,
@@ -25,135 +25,6 @@ from auditlog.told import (
 
 _MAX_SUSPECTS: Final = 64
 """Of how many bad entries of a chain it is looked for where they belong."""
-
-
-class Kind(Enum):
-    """What is wrong."""
-
-    CHANGED = "changed"
-    REMOVED = "removed"
-    REORDERED = "reordered"
-    TRUNCATED = "truncated"
-    FORGED = "forged"
-    RESTORED = "restored"
-    """Not in the log, and the log says that it went back to a backup which is older."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: in which chain, at which entry, and how."""
-
-    tenant_id: str
-    sequence: int
-    kind: Kind
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An entry as an export has it: the record, and the columns as they are stored."""
-
-    tenant_id: str
-    sequence: int
-    previous_hash: str
-    hash: str
-    record: str
-    columns: Columns
-    salt: str = ""
-    """In hexadecimal; empty for an entry whose hash is made without one."""
-    leaf: int | None = None
-    """Its place in the tree over all entries; `None` before it has one, and in older exports."""
-    redacted: bool = False
-    """Whether its record was taken out; then it has neither record nor salt,"""
-    digest: str = ""
-    """and what stands for the record in its hash, if it had a salt."""
-
-    @property
-    def true_hash(self) -> str:
-        """The hash that it ought to have."""
-        return self.hash_at(self.sequence, self.previous_hash)
-
-    def hash_at(self, sequence: int, previous_hash: str) -> str:
-        """The hash that its record would have at another place of its chain; of a redacted entry
-        without a digest the one that it has."""
-        if self.redacted:
-            if not self.digest:
-                return self.hash
-            return withheld_hash(self.tenant_id, sequence, previous_hash, self.digest)
-        return entry_hash(self.tenant_id, sequence, previous_hash, self.record, self.salt)
-
-
-@dataclass(frozen=True, slots=True)
-class Withheld:
-    """An entry that a filter left out of an export: all but its record."""
-
-    tenant_id: str
-    sequence: int
-    previous_hash: str
-    hash: str
-    digest: str
-    """What stands for the record in the hash; empty for an entry without a salt, whose hash cannot
-    be made without the record."""
-    leaf: int | None = None
-    redacted: bool = False
-    """Whether the log has no record any more: an entry behind it says who took it out."""
-    id: str = ""
-    """What the log still shows of a redacted entry; empty where an export does not say it,"""
-    action: str = ""
-    occurred_at: datetime | None = None
-
-    @property
-    def true_hash(self) -> str:
-        """The hash that it ought to have, as far as that can be known."""
-        if not self.digest:
-            return self.hash
-        return withheld_hash(self.tenant_id, self.sequence, self.previous_hash, self.digest)
-
-
-def withheld(entry: Entry) -> Withheld:
-    """A redacted entry, as what there is of it."""
-    return Withheld(
-        tenant_id=entry.tenant_id,
-        sequence=entry.sequence,
-        previous_hash=entry.previous_hash,
-        hash=entry.hash,
-        digest=entry.digest,
-        leaf=entry.leaf,
-        redacted=True,
-        id=entry.columns.id,
-        action=entry.columns.action,
-        occurred_at=entry.columns.occurred_at,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the entries of a chain begin, or end, in an export."""
-
-    head: Head
-    """The entry before the first one, or the last one."""
-    is_base: bool
-    """Whether they begin there."""
-    until: Head | None = None
-    """Up to where those are taken out that were pruned, if some of them are still there."""
-
-    @property
-    def tenant_id(self) -> str:
-        """Whose chain it is."""
-        return self.head.tenant_id
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """What a part of a log says that it is without: entries of its time that were pruned."""
-
-    head: Head
-    """The last one that is gone."""
-    last_occurred_at: datetime
-    """When the latest of them happened."""
-    pruned_at: datetime
-    archive: str
-    """The SHA-256 of the archived file that has the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,10 +214,10 @@ class Verifier:
             if len(chain.suspects) < _MAX_SUSPECTS:
                 chain.suspects.append(entry)
             else:
-                found.append(_changed(entry))
+                found.append(changed(entry))
         elif not found:
             found.extend(_link(chain, entry))
-        found.extend(_columns(entry))
+        found.extend(columns(entry))
         found.extend(_ends_pruning(chain, entry))
         strays = list(self._anchor(chain, entry.sequence, entry.hash)) if fits else []
         chain.strays += strays
@@ -372,7 +243,7 @@ class Verifier:
                 chain.tenant_id,
                 last + 1,
                 Kind.TRUNCATED,
-                f"{_span(last + 1, head.sequence)} cut off: the log itself says that the chain"
+                f"{span(last + 1, head.sequence)} cut off: the log itself says that the chain"
                 f" ends with entry {head.sequence}",
             )
         elif last > head.sequence:
@@ -380,7 +251,7 @@ class Verifier:
                 chain.tenant_id,
                 head.sequence + 1,
                 Kind.FORGED,
-                f"{_span(head.sequence + 1, last)} added without the log's knowledge: it ended the"
+                f"{span(head.sequence + 1, last)} added without the log's knowledge: it ended the"
                 f" chain with entry {head.sequence}",
             )
         elif not chain.bad and head.hash != chain.stored_hash:
@@ -435,7 +306,7 @@ class Verifier:
         beyond = max(anchors, default=0)
         if beyond > chain.sequence and not chain.is_part:
             yield _beyond(chain, beyond, next(iter(anchors[beyond].values())))
-        yield from _judge(chain.suspects)
+        yield from misplaced(chain.suspects)
         yield from self._blanks(chain)
         if chain.base is not None:
             yield from self._pruning(chain, chain.base, chain.until)
@@ -451,7 +322,7 @@ class Verifier:
             ):
                 self.pruned.append((base.sequence, pruning))
                 return
-        message = f"{_span(1, base.sequence)} removed, and no entry says that they were pruned"
+        message = f"{span(1, base.sequence)} removed, and no entry says that they were pruned"
         yield Finding(chain.tenant_id, 1, Kind.REMOVED, message)
 
     def _blanks(self, chain: _Chain) -> Iterator[Finding]:
@@ -491,8 +362,8 @@ def _misnamed(chain: _Chain, blank: Withheld, named: Redaction) -> Iterator[Find
         shown, told = getattr(blank, name), getattr(named, name)
         if shown != told:
             message = (
-                f"entry {blank.sequence} was changed: the column {name} says {_short(shown)},"
-                f" entry {named.entry}, which redacted it, says {_short(told)}"
+                f"entry {blank.sequence} was changed: the column {name} says {short(shown)},"
+                f" entry {named.entry}, which redacted it, says {short(told)}"
             )
             yield Finding(chain.tenant_id, blank.sequence, Kind.CHANGED, message)
 
@@ -518,7 +389,7 @@ def _beyond(chain: _Chain, last: int, taken_at: str) -> Finding:
         chain.tenant_id,
         chain.sequence + 1,
         Kind.TRUNCATED,
-        f"{_span(chain.sequence + 1, last)} cut off: the checkpoint of {taken_at} knows"
+        f"{span(chain.sequence + 1, last)} cut off: the checkpoint of {taken_at} knows"
         f" the chain up to entry {last}",
     )
 
@@ -528,7 +399,7 @@ def _restored(chain: _Chain, last: int, taken_at: str, restore: Restore) -> Find
         chain.tenant_id,
         restore.kept + 1,
         Kind.RESTORED,
-        f"{_span(restore.kept + 1, last)} lost: the checkpoint of {taken_at} knows the chain up to"
+        f"{span(restore.kept + 1, last)} lost: the checkpoint of {taken_at} knows the chain up to"
         f" entry {last}, and entry {restore.entry} says that the log was restored from a backup of"
         f" {restore.point.isoformat()}, which ends with entry {restore.kept}. The log cannot prove"
         " that it was a restore: ask whoever runs the server",
@@ -539,7 +410,7 @@ def _place(chain: _Chain, tenant_id: str, number: int) -> Iterator[Finding]:
     """Whether an entry stands where its number says, once."""
     here = chain.sequence + 1
     if number > here:
-        yield Finding(tenant_id, here, Kind.REMOVED, f"{_span(here, number - 1)} removed")
+        yield Finding(tenant_id, here, Kind.REMOVED, f"{span(here, number - 1)} removed")
     elif number == chain.sequence:
         message = f"there are two entries with the number {number}"
         yield Finding(tenant_id, number, Kind.FORGED, message)
@@ -570,68 +441,3 @@ def _link(chain: _Chain, entry: Entry | Withheld) -> Iterator[Finding]:
             f" forged: entry {number} does not continue entry {number - 1}"
         )
         yield Finding(entry.tenant_id, number - 1, Kind.CHANGED, message)
-
-
-def _columns(entry: Entry) -> Iterator[Finding]:
-    """Whether what the log is searched by is what the record says."""
-    try:
-        event = json.loads(entry.record)
-        true = Columns.of(event)
-    except (ValueError, AttributeError, RecursionError):
-        message = f"{_named(entry)} was changed: its record is not an event"
-        yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
-        return
-    for name in Columns.__slots__:
-        shown, recorded = getattr(entry.columns, name), getattr(true, name)
-        if shown != recorded:
-            message = (
-                f"{_named(entry)} was changed: the column {name} says {_short(shown)},"
-                f" the record says {_short(recorded)}"
-            )
-            yield Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
-
-
-def _judge(suspects: Sequence[Entry]) -> Iterator[Finding]:
-    """Which entries whose hash does not fit are good ones in the wrong place."""
-    for entry in suspects:
-        at = next((o.sequence for o in suspects if o is not entry and _belongs(entry, o)), None)
-        if at is None:
-            yield _changed(entry)
-        else:
-            message = f"what stands at entry {entry.sequence} belongs at entry {at}"
-            yield Finding(entry.tenant_id, entry.sequence, Kind.REORDERED, message)
-
-
-def _belongs(entry: Entry, other: Entry) -> bool:
-    """Whether the entry is good where the other one stands.
-
-    Either its record was moved to another row, or its row was given another number.
-    """
-    # A record may have been moved with its salt, or without.
-    salted = replace(entry, salt=other.salt)
-    return any(
-        moved.hash_at(other.sequence, previous) == found
-        for moved in (entry, salted)
-        for previous, found in (
-            (other.previous_hash, other.hash),
-            (entry.previous_hash, entry.hash),
-        )
-    )
-
-
-def _changed(entry: Entry) -> Finding:
-    message = f"{_named(entry)} was changed: its hash does not fit what it says"
-    return Finding(entry.tenant_id, entry.sequence, Kind.CHANGED, message)
-
-
-def _named(entry: Entry) -> str:
-    return f"entry {entry.sequence} ({entry.columns.id})"
-
-
-def _span(first: int, last: int) -> str:
-    return f"entry {first} was" if first == last else f"entries {first} to {last} were"
-
-
-def _short(value: str | datetime | None) -> str:
-    text = value.isoformat() if isinstance(value, datetime) else value or ""
-    return f"“{text if len(text) <= 80 else text[:80] + '…'}”"

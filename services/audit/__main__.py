@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from contract.events.audit import AuditCallsRefused, KeyRotated
 from contract.subjects import SUBJECT_ROOT
 from evergreen.v1 import audit_pb2_grpc, identity_pb2_grpc

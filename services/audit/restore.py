@@ -13,7 +13,9 @@ from typing import Final
 from uuid import UUID
 
 from auditlog.chain import Columns, Head
-from auditlog.verify import Entry, Finding, Verifier, withheld
+from auditlog.entries import Entry, withheld
+from auditlog.findings import Finding
+from auditlog.verify import Verifier
 from servicekit.data.backup import Connection, Tables
 from servicekit.ids import now
 from servicekit.times import from_text

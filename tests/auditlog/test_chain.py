@@ -23,6 +23,7 @@ from auditlog.chain import (
     canonical,
     entry_hash,
 )
+from auditlog.entries import Entry
 from auditlog.export import (
     ExportError,
     closing_line,
@@ -31,7 +32,8 @@ from auditlog.export import (
     opening_line,
     verify,
 )
-from auditlog.verify import Entry, Finding, Kind, Verifier
+from auditlog.findings import Finding, Kind
+from auditlog.verify import Verifier
 from servicekit.security.signing import Signer, read_pem_bundle
 
 TENANT = "01930000-0000-7000-8000-00000000000a"

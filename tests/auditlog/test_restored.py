@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from auditlog.chain import Columns, canonical
-from auditlog.verify import Entry, Kind
+from auditlog.entries import Entry
+from auditlog.findings import Kind
+from auditlog.told import Pruning, Redaction, Restore
 from tests.auditlog.test_chain import START, TENANT, chain, check, checkpoint, event, seal
 
 
@@ -63,3 +68,14 @@ def test_an_entry_that_tells_of_a_restore_badly_excuses_nothing() -> None:
     for bad in ({}, {"point": "soon", "sequence": 1}, {"point": "2026-01-01", "sequence": "x"}):
         (found,) = check(grown(before[:4], bad, 9), checkpoint(before))
         assert found.kind is Kind.FORGED
+
+
+@pytest.mark.parametrize("read", [Redaction.of, Pruning.of, Restore.of])
+def test_a_number_without_end_tells_nothing(read: Callable[[Entry], object]) -> None:
+    """JSON has such numbers, and who writes an entry may write what he likes."""
+    made = event(1, {"n": 1})
+    after = {"point": START.isoformat(), "sequence": "N", "from": "N", "to": 1, "hash": "a"}
+    made["data"] |= {"action": "x", "after": after | {"occurredAt": START.isoformat()}}
+    record = canonical(made).replace('"N"', "1e999")
+    entry = seal(TENANT, 1, "00" * 32, record, Columns.of(made))
+    assert read(entry) is None

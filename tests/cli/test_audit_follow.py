@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auditlog.chain import NO_HASH, Columns, entry_hash
+from auditlog.entries import Entry
 from auditlog.keys import CheckpointKey
 from auditlog.notes import Consistency, Proof, Signature, TreeCheckpoint
 from auditlog.tree import (
@@ -20,7 +21,6 @@ from auditlog.tree import (
     prove,
     range_root,
 )
-from auditlog.verify import Entry
 from cli.audit_verify import NOT_CHECKED, TAMPERED, VERIFIED, Report, check_proof, continues
 from tests.support.audit import ORG, event
 

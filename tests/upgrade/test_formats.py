@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from auditlog.chain import NO_HASH, Columns, Head, canonical, record_digest
+from auditlog.entries import Entry
 from auditlog.export import closing_line, entry_line, head_line, opening_line
-from auditlog.verify import Entry
 from tests.upgrade.released import all_releases, unpack
 
 TENANT = "00000000-0000-0000-0000-0000000000a3"

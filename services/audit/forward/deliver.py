@@ -15,7 +15,7 @@ from uuid import UUID
 
 from prometheus_client import Counter
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.data.postgres import Connection, Scope
 from servicekit.errors import DomainError
 from servicekit.ids import new_id

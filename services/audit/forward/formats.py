@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from contract.subjects import SUBJECT_ROOT
 from servicekit.security.digests import sha256_hex
 from servicekit.times import format_rfc3339

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import rows_within
 from services.audit.forward.domain import Forwarder, Lag

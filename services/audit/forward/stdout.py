@@ -14,7 +14,7 @@ from typing import Final, TextIO
 
 from prometheus_client import Counter
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from services.audit.forward.formats import LONGEST, Item, UnreadableError, compact
 
 _DROPPED: Final = Counter(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.data.postgres import Scope
 from servicekit.observability.tracing import step
 from servicekit.outgoing.addresses import NotConnectedError

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from prometheus_client import Gauge
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.call import begin_background_call
 from servicekit.data.postgres import Scope
 from servicekit.ids import new_id

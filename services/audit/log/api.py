@@ -11,7 +11,7 @@ from uuid import UUID
 from google.api import httpbody_pb2
 from google.protobuf.struct_pb2 import Struct
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from evergreen.v1 import audit_pb2 as pb
 from evergreen.v1 import audit_pb2_grpc, identity_pb2
 from servicekit.data.quarantine import place, readable_slowly

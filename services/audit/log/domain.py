@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 from uuid import UUID
 
 from auditlog.chain import Columns, canonical
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from contract.events.telemetry import DeviceEvents
 from contract.subjects import SUBJECT_ROOT
 from servicekit.errors import invalid_field

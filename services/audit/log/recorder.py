@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from prometheus_client import Counter
 
 from auditlog.chain import SALT_BYTES
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.data.postgres import Connection, Database
 from servicekit.data.quarantine import note, place
 from servicekit.errors import DomainError

@@ -7,6 +7,7 @@ from typing import Final
 from uuid import UUID
 
 from auditlog.chain import Checkpoint, Head
+from auditlog.entries import Entry
 from auditlog.export import (
     base_line,
     closing_line,
@@ -20,7 +21,6 @@ from auditlog.export import (
 )
 from auditlog.leaves import TreeState
 from auditlog.notes import Proof
-from auditlog.verify import Entry
 from contract.events.audit import AuditExported
 from contract.events.base import Export
 from servicekit.call import Call

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from auditlog.chain import NO_HASH, Columns, Head
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from contract.subjects import SUBJECT_ROOT
 from servicekit.data.postgres import Connection, Scope, columns
 from servicekit.rpc.pagination import Page, TimePosition, rows_within

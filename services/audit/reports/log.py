@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.data.postgres import Database, Scope
 from services.audit.log import store as log_store
 from services.audit.log.domain import Bases, Filters

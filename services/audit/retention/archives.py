@@ -25,12 +25,12 @@ from auditlog.archive import (
     entries_file,
     proof_file,
 )
+from auditlog.entries import Entry
 from auditlog.export import base_line, closing_line, entry_line, opening_line
 from auditlog.leaves import TreeState
 from auditlog.notes import Proof, Signature, TreeCheckpoint
 from auditlog.reports import ManifestFile
 from auditlog.tree import inclusion_ranges
-from auditlog.verify import Entry
 from contract.events.audit import Archived, ArchivedEntries
 from servicekit.data.postgres import SYSTEM, Connection
 from servicekit.errors import DomainError, failed_precondition

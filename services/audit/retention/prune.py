@@ -18,7 +18,7 @@ from uuid import UUID
 import asyncpg
 
 from auditlog.archive import Archive, ArchivedChain, entries_file
-from auditlog.verify import Entry, Withheld
+from auditlog.entries import Entry, Withheld
 from contract.events.audit import ArchivedEntries, Pruned
 from servicekit.data.postgres import Connection, columns
 from servicekit.errors import failed_precondition

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
+from auditlog.entries import Entry
 from auditlog.export import entry_line
 from auditlog.leaves import TreeState
 from auditlog.notes import Consistency, Proof, Signature, TreeCheckpoint, verifier_key
@@ -20,7 +21,6 @@ from auditlog.tree import (
     consistency_ranges,
     inclusion_ranges,
 )
-from auditlog.verify import Entry
 from servicekit.data.postgres import Connection, Database
 from servicekit.errors import (
     Code,

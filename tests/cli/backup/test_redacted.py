@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from auditlog.entries import withheld
 from auditlog.export import EXPORT_FORMAT
-from auditlog.verify import Verifier, withheld
+from auditlog.verify import Verifier
 from cli.backup import procedure
 from cli.backup.facts import Facts, read_audit_export, read_redacted
 from cli.backup.places import Directories

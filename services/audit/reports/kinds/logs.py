@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar, Final
 
-from auditlog.verify import Entry
+from auditlog.entries import Entry
 from servicekit.peers.tenants import TenantNode
 from services.audit.log.domain import data_of
 from services.audit.reports.domain import Column, Kind, Row, Summary, Table

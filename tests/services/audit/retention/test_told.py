@@ -15,7 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from auditlog.archive import entries_file
 from auditlog.export import verify
-from auditlog.verify import Kind, Verifier
+from auditlog.findings import Kind
+from auditlog.verify import Verifier
 from cli import audit as command
 from cli.audit_verify import Anchors, Report
 from cli.audit_verify import run as run_check
