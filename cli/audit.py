@@ -275,23 +275,23 @@ def follow(
     """
     from auditlog.keys import read_keys  # noqa: PLC0415
     from auditlog.notes import TreeCheckpoint  # noqa: PLC0415
-    from cli import audit_verify as check  # noqa: PLC0415
+    from cli import audit_report, audit_tree  # noqa: PLC0415
     from cli.audit_cosigned import follow_witnessed  # noqa: PLC0415
 
-    report = check.Report(typer.echo)
-    with told(check.NOT_CHECKED), check.never_mistaken():
-        kept = check.Kept.read([file]).trees if file.exists() else ()
-        keys = check.read_keys(public_key) if public_key else []
+    report = audit_report.Report(typer.echo)
+    with told(audit_report.NOT_CHECKED), audit_report.never_mistaken():
+        kept = audit_report.Kept.read([file]).trees if file.exists() else ()
+        keys = audit_report.read_keys(public_key) if public_key else []
         with session(home, url, ca_file, email, password_file) as api:
             keys = keys or read_keys(api.get_text("/api/v1/audit-keys.pem"))
             if witnesses is not None:
                 newest = follow_witnessed(api, keys, kept, witnesses, report)
             else:
                 newest = TreeCheckpoint.read(api.get_text("/api/audit/log/checkpoint"))
-                newest = check.continues(
-                    newest, keys, kept, report, partial(check.consistency, api)
+                newest = audit_tree.continues(
+                    newest, keys, kept, report, partial(audit_tree.consistency, api)
                 )
-        if report.exit_code == check.VERIFIED:
+        if report.exit_code == audit_report.VERIFIED:
             with written(file) as out:
                 out.write(newest.write().encode())
             typer.echo(f"The tree has {newest.size:,} leaves, and only grew.")
@@ -382,25 +382,27 @@ def check_proof(
     """
     from auditlog.keys import read_keys  # noqa: PLC0415
     from auditlog.notes import NoteError, Proof  # noqa: PLC0415
-    from cli import audit_verify as check  # noqa: PLC0415
+    from cli import audit_report, audit_tree  # noqa: PLC0415
     from cli.audit_cosigned import require  # noqa: PLC0415
     from cli.client import read_text  # noqa: PLC0415
 
-    report = check.Report(typer.echo)
-    with told(check.NOT_CHECKED), check.never_mistaken():
+    report = audit_report.Report(typer.echo)
+    with told(audit_report.NOT_CHECKED), audit_report.never_mistaken():
         try:
             found = Proof.read(read_text(proof))
         except NoteError as broken:
             raise CliError(f"{proof} is no proof: {broken}") from broken
-        kept = check.Kept.read(checkpoint or ()).trees
+        kept = audit_report.Kept.read(checkpoint or ()).trees
         require([("in the proof", found.checkpoint)], witnesses, report)
         if public_key is not None:
-            check.check_proof(found, check.read_keys(public_key), kept, report)
+            audit_tree.check_proof(found, audit_report.read_keys(public_key), kept, report)
         else:
             with session(home, url, ca_file, email, password_file) as api:
                 keys = read_keys(api.get_text("/api/v1/audit-keys.pem"))
-                check.check_proof(found, keys, kept, report, partial(check.consistency, api))
-        for line in check.told_of(found, report):
+                audit_tree.check_proof(
+                    found, keys, kept, report, partial(audit_tree.consistency, api)
+                )
+        for line in audit_tree.told_of(found, report):
             typer.echo(line)
     raise typer.Exit(report.exit_code)
 
@@ -472,15 +474,16 @@ def verify(
     """
     from auditlog.chain import Checkpoint  # noqa: PLC0415
     from auditlog.keys import read_keys  # noqa: PLC0415
+    from cli import audit_report  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
     from cli.audit_cosigned import require  # noqa: PLC0415
     from cli.client import lines  # noqa: PLC0415
 
-    report = check.Report(typer.echo)
-    with told(check.NOT_CHECKED), check.never_mistaken():
-        kept = check.Kept.read(checkpoint or ())
+    report = audit_report.Report(typer.echo)
+    with told(audit_report.NOT_CHECKED), audit_report.never_mistaken():
+        kept = audit_report.Kept.read(checkpoint or ())
         require(kept.trees, witnesses, report)
-        trusted_keys = check.read_keys(public_key) if public_key else []
+        trusted_keys = audit_report.read_keys(public_key) if public_key else []
         if from_export is not None and from_export.is_dir():
             anchors = check.anchors(kept, trusted_keys, report)
             for whole in check.open_archives([from_export], trusted_keys, report):

@@ -10,7 +10,7 @@ from pathlib import Path
 from auditlog.keys import CheckpointKey
 from auditlog.notes import NoteError, TreeCheckpoint
 from auditlog.witnesses import Policy
-from cli import audit_verify as check
+from cli import audit_report, audit_tree
 from cli.client import Api, read_text
 from cli.errors import CliError
 
@@ -28,7 +28,9 @@ def read_policy(path: Path) -> Policy:
 
 
 def require(
-    checkpoints: Iterable[tuple[str, TreeCheckpoint]], path: Path | None, report: check.Report
+    checkpoints: Iterable[tuple[str, TreeCheckpoint]],
+    path: Path | None,
+    report: audit_report.Report,
 ) -> None:
     """Reports checkpoints that not enough witnesses signed, and says who signed the others.
 
@@ -63,7 +65,7 @@ def follow_witnessed(
     keys: Sequence[CheckpointKey],
     kept: Iterable[tuple[str, TreeCheckpoint]],
     policy: Path,
-    report: check.Report,
+    report: audit_report.Report,
 ) -> TreeCheckpoint:
     """Checks that the newest checkpoint that witnesses signed is of one tree with those kept.
 
@@ -79,14 +81,14 @@ def follow_witnessed(
         newest = TreeCheckpoint.read(text)
     except NoteError as broken:
         raise CliError(f"the installation answered no checkpoint: {broken}") from broken
-    if not check.trusted([(name, newest)], keys, report):
+    if not audit_report.trusted([(name, newest)], keys, report):
         return newest
     require([(name, newest)], policy, report)
     answer = newest
     for file, checkpoint in kept:
-        if check.trusted([(file, checkpoint)], keys, report):
-            ask = partial(check.consistency, api)
-            check.same_tree(file, checkpoint, newest, keys, report, ask)
+        if audit_report.trusted([(file, checkpoint)], keys, report):
+            ask = partial(audit_tree.consistency, api)
+            audit_tree.same_tree(file, checkpoint, newest, keys, report, ask)
             if checkpoint.size > newest.size:
                 answer = checkpoint
     return answer

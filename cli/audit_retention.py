@@ -158,6 +158,7 @@ def archive(
 
     Nothing is deleted. `evergreen audit prune` takes out what an archive has.
     """
+    from cli import audit_report  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
     from cli.migrate import find_master_key, find_target, run_on_database  # noqa: PLC0415
     from services.audit.retention.archives import Archiver, key_ring, seeing_all  # noqa: PLC0415
@@ -178,7 +179,7 @@ def archive(
             await Archiver(connection, ring, at, operator()).write(to, wanted, only)
 
         run_on_database(_connected(find_target(home), work))
-        report = check.Report(typer.echo)
+        report = audit_report.Report(typer.echo)
         keys = run_on_database(_connected(find_target(home), _keys))
         for written in check.open_archives([to], keys, report):
             check.run_archive(written, check.Anchors((), ()), keys, report)
@@ -205,11 +206,12 @@ def prune(
     Each chain goes on behind them, and an entry says who did it. What is younger than the log is
     kept, under a legal hold, not sent by a forwarder yet, or among the last 1,000, stays.
     """
+    from cli import audit_report  # noqa: PLC0415
     from cli import audit_verify as check  # noqa: PLC0415
     from cli.migrate import find_target, run_on_database  # noqa: PLC0415
 
-    report = check.Report(typer.echo)
-    with told(_FAILED), check.never_mistaken():
+    report = audit_report.Report(typer.echo)
+    with told(_FAILED), audit_report.never_mistaken():
         target = find_target(home)
         keys = run_on_database(_connected(target, _keys))
         found = check.open_archives([directory], keys, report)

@@ -196,7 +196,7 @@ def verify(
     """Check a report without a server: 0 it is as it was made, 1 it was changed, 2 not checked."""
     from auditlog.notes import NoteError  # noqa: PLC0415
     from auditlog.reports import ReportManifest  # noqa: PLC0415
-    from cli.audit_verify import never_mistaken, read_keys  # noqa: PLC0415
+    from cli.audit_report import never_mistaken, read_keys  # noqa: PLC0415
     from cli.client import read_text  # noqa: PLC0415
 
     with told(_FAILED), never_mistaken():

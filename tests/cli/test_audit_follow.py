@@ -21,7 +21,8 @@ from auditlog.tree import (
     prove,
     range_root,
 )
-from cli.audit_verify import NOT_CHECKED, TAMPERED, VERIFIED, Report, check_proof, continues
+from cli.audit_report import NOT_CHECKED, TAMPERED, VERIFIED, Report
+from cli.audit_tree import check_proof, continues
 from tests.support.audit import ORG, event
 
 ORIGIN = "school.example/audit/0000aaaa"

@@ -18,7 +18,7 @@ import pytest
 from auditlog.notes import TreeCheckpoint, verifier_key
 from auditlog.witnesses import Policy, Request, WitnessKey, cosigned_at, read_answer
 from cli.audit_cosigned import follow_witnessed
-from cli.audit_verify import NOT_CHECKED, TAMPERED, VERIFIED, Report
+from cli.audit_report import NOT_CHECKED, TAMPERED, VERIFIED, Report
 from tests.cli.test_audit_follow import _KEY, KEPT, ORIGIN, REWRITTEN, Tree
 from tests.support.paths import ROOT
 

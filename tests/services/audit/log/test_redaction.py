@@ -17,6 +17,7 @@ from auditlog.export import verify
 from auditlog.leaves import TreeVerifier
 from auditlog.notes import Proof
 from auditlog.verify import Verifier
+from cli import audit_report
 from cli import audit_verify as check
 from evergreen.v1 import audit_pb2 as pb
 from servicekit.data.postgres import Scope
@@ -134,7 +135,7 @@ async def cut(audit: Audit, *, after: int = 0, before: int = 0) -> list[str]:
 def told(lines: list[str]) -> tuple[int, list[str]]:
     """What `evergreen audit verify --part` ends with, and says."""
     said: list[str] = []
-    report = check.Report(said.append)
+    report = audit_report.Report(said.append)
     anchors = check.Anchors((), ())
     done = check.run(lines, anchors, "", report, part=True)
     return report.exit_code, [*said, *check.summary(report, done, anchors, kept=True)]

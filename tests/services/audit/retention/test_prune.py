@@ -18,6 +18,7 @@ from auditlog.archive import Archive, Archives, entries_file
 from auditlog.chain import Checkpoint, Head
 from auditlog.leaves import Leaves, Published, TreeVerifier
 from auditlog.notes import Proof, TreeCheckpoint
+from cli import audit_report, audit_tree
 from cli import audit_verify as check
 from cli.audit_prove import prove as prove_archived
 from cli.client import Api
@@ -42,7 +43,7 @@ __all__ = ["audit", "operator", "start_audit"]
 def checked(archive: Archive, keys: Any, *heads: Checkpoint) -> tuple[int, list[str]]:
     """What `evergreen audit verify --from-export DIRECTORY` ends with, and says."""
     said: list[str] = []
-    report = check.Report(said.append)
+    report = audit_report.Report(said.append)
     for found in check.open_archives([archive.directory], keys, report):
         check.run_archive(found, check.Anchors(heads, ()), keys, report)
     return report.exit_code, said
@@ -522,8 +523,8 @@ async def test_an_entry_that_was_pruned_is_proved(operator: Operator, tmp_path: 
             (await asyncio.to_thread(prove_archived, tiles, archive, str(ids[at]))).write()
         )
         said: list[str] = []
-        report = check.Report(said.append)
-        check.check_proof(proof, keys, (), report)
+        report = audit_report.Report(said.append)
+        audit_tree.check_proof(proof, keys, (), report)
         assert (report.exit_code, proof.entry.columns.id) == (0, str(ids[at])), said
     with pytest.raises(CliError, match="has no entry"):
         await asyncio.to_thread(prove_archived, tiles, archive, str(ids[-1]))

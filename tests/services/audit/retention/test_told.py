@@ -18,7 +18,8 @@ from auditlog.export import verify
 from auditlog.findings import Kind
 from auditlog.verify import Verifier
 from cli import audit as command
-from cli.audit_verify import Anchors, Report
+from cli.audit_report import Report
+from cli.audit_verify import Anchors
 from cli.audit_verify import run as run_check
 from evergreen.v1 import audit_pb2 as pb
 from services.audit.log.domain import MOST_BASES

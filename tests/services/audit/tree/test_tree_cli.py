@@ -13,6 +13,7 @@ from auditlog.chain import Checkpoint
 from auditlog.keys import read_keys
 from auditlog.notes import TreeCheckpoint
 from auditlog.tree import Growing, leaf_hash
+from cli import audit_report
 from cli import audit_verify as check
 from cli.client import RefusedError
 from tests.support.audit import (
@@ -254,9 +255,9 @@ async def test_a_tree_that_grows_during_an_export_is_no_tampering(
 async def online(audit: Audit, *checkpoints: Path) -> tuple[int, str]:
     """Verifies one tenant's chain with the leaves that the log publishes."""
     said: list[str] = []
-    report = check.Report(said.append)
+    report = audit_report.Report(said.append)
     keys = read_keys(await audit.public_keys())
-    anchors = check.anchors(check.Kept.read(checkpoints), keys, report)
+    anchors = check.anchors(audit_report.Kept.read(checkpoints), keys, report)
     answers = Answers(
         (await audit.tree_checkpoint()).write(), {"000.p/12": await audit.tile("entries/000.p/12")}
     )
@@ -312,7 +313,7 @@ async def test_a_tenants_rewritten_chain_does_not_pass(audit: Audit, tmp_path: P
 def test_leaves_that_are_gone_are_one_finding() -> None:
     """And the chains are checked all the same."""
     said: list[str] = []
-    report = check.Report(said.append)
+    report = audit_report.Report(said.append)
     tree = TreeCheckpoint("x/audit/1", 3, bytes(32))
     note = tree.text + "\n\u2014 x AAAAAAAA\n"
     answers = Answers(note, {})
