@@ -313,7 +313,7 @@ async def test_a_witness_that_stays_away(world: World) -> None:
     assert await world.alerts(by=root, open=True) == []
     assert len(await world.told("raised")) == len(await world.told("resolved")) == 1
     said = [one.partition(":")[0] for one in await world.subjects()]
-    assert said == ["Alert", "Still", "Resolved"]
+    assert [one for one in said if one != "Open alerts"] == ["Alert", "Still", "Resolved"]
 
 
 async def test_who_cannot_say_something_of_witnesses(world: World) -> None:
@@ -329,7 +329,7 @@ async def test_who_cannot_say_something_of_witnesses(world: World) -> None:
         by=world.audit.owner,
         rules=[input_of("witness-away", enabled=True, thresholds={"hours": 4})],
     )
-    assert dict(rule_of(changed, "witness-away").thresholds) == {"hours": 4}
+    assert rule_of(changed, "witness-away").thresholds.hours == 4
     await world.watch.look()
     assert await world.alerts(by=world.audit.owner) == []
     world.now += timedelta(hours=1)
