@@ -132,10 +132,14 @@ def redact_again(
         target = find_target(home)
 
         async def work(connection: Any) -> Again:
+            from servicekit.data.postgres import SYSTEM  # noqa: PLC0415
             from services.audit.redaction.again import redact_again  # noqa: PLC0415
             from services.audit.retention.prune import held_by  # noqa: PLC0415
             from services.identity.tree import tenant_lines  # noqa: PLC0415
 
+            await connection.execute(
+                "SELECT set_config('evergreen.scope', $1, true)", SYSTEM.setting
+            )
             listed = set(facts.audit.reasons)
             # The log itself may say why.
             logged = await facts.audit.read(connection)
