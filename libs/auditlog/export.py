@@ -446,8 +446,12 @@ def _base(value: dict[str, Any]) -> Place:
 
 
 def _missing(value: dict[str, Any]) -> Missing:
-    times = (datetime.fromisoformat(_str(value, one)) for one in ("lastOccurredAt", "prunedAt"))
-    return Missing(_head(value), *times, archive=_str(value, "archiveSha256"))
+    return Missing(
+        head=_head(value),
+        last_occurred_at=datetime.fromisoformat(_str(value, "lastOccurredAt")),
+        pruned_at=datetime.fromisoformat(_str(value, "prunedAt")),
+        archive=_str(value, "archiveSha256"),
+    )
 
 
 def _leaves(value: dict[str, Any]) -> _Leaves:

@@ -137,7 +137,7 @@ async def build(kit: Kit) -> Parts:
         notices,
         sources,
         {name: file for name, file in files.items() if file is not None},
-        witnesses.away if witnesses else tuple,
+        witnesses.away if witnesses else lambda: (),
         kit.clock,
     )
     alerts = Alerts(kit.database, kit.outbox, kit.tenants, kit.clock)
