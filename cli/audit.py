@@ -100,14 +100,12 @@ def list_entries(
 ) -> None:
     """Show who did what, the newest first."""
     with told(_FAILED):
-        ends: list[dict[str, Any]] = []
         with session(home, url, ca_file, email, password_file) as api:
-            entries = list(
-                api.pages(
+            answers = list(
+                api.answers(
                     "/api/audit",
                     "entries",
                     limit,
-                    ends.append,
                     orgId=tenant_id(api, org),
                     actor=actor,
                     actions=action or [],
@@ -122,13 +120,14 @@ def list_entries(
                     occurredBefore=rfc3339(before, "--before"),
                 )
             )
+        entries = [entry for answer in answers for entry in answer["entries"]]
         if as_json:
             for entry in entries:
                 typer.echo(json.dumps(entry, ensure_ascii=False))
         else:
             _show(entries)
-        for answer in ends:
-            _say_pruned(answer)
+        # The last page of all says it.
+        _say_pruned(answers[-1])
 
 
 def _say_pruned(answer: dict[str, Any]) -> None:

@@ -142,7 +142,7 @@ def redact_again(
             )
             listed = set(facts.audit.reasons)
             # The log itself may say why.
-            logged = await facts.audit.read(connection)
+            await facts.audit.read(connection)
             lines = await tenant_lines(connection)
 
             async def is_held(tenant_id: UUID) -> bool:
@@ -153,7 +153,7 @@ def redact_again(
                 facts.audit.reasons,
                 operator(),
                 _AGAIN,
-                unproven=listed - logged,
+                unproven=listed - facts.audit.logged,
                 is_held=is_held,
             )
 

@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -199,30 +199,24 @@ class Api:
         """Deletes; answers the JSON of the answer."""
         return _json(self._send("DELETE", path, parameters=parameters))
 
-    def pages(
-        self,
-        path: str,
-        items: str,
-        limit: int,
-        last: Callable[[dict[str, Any]], None] | None = None,
-        **parameters: Parameter,
-    ) -> Iterator[Any]:
-        """The items of a list, page by page, at most `limit` of them.
+    def pages(self, path: str, items: str, limit: int, **parameters: Parameter) -> Iterator[Any]:
+        """The items of a list, page by page, at most `limit` of them."""
+        for answer in self.answers(path, items, limit, **parameters):
+            yield from answer[items]
 
-        Args:
-            last: hears the answer behind which there is nothing more.
-        """
+    def answers(
+        self, path: str, items: str, limit: int, **parameters: Parameter
+    ) -> Iterator[dict[str, Any]]:
+        """The pages of a list with what else they say, with at most `limit` items together."""
         token = ""
         while limit > 0:
             asked = {**parameters, "pageSize": str(min(limit, 500))}
             answer = self.get(path, **(asked | ({"pageToken": token} if token else {})))
-            found = answer.get(items, [])[:limit]
-            yield from found
-            limit -= len(found)
+            answer[items] = answer.get(items, [])[:limit]
+            yield answer
+            limit -= len(answer[items])
             token = answer.get("nextPageToken", "")
             if not token:
-                if last is not None:
-                    last(answer)
                 return
 
     def stream(

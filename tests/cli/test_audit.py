@@ -31,8 +31,8 @@ class FakeApi:
     def __init__(self, *parts: bytes) -> None:
         self._parts = parts
 
-    def pages(self, path: str, *_: object, **parameters: object) -> Iterator[dict[str, str]]:
-        yield from map(dict, ENTRIES)
+    def answers(self, path: str, *_: object, **parameters: object) -> Iterator[dict[str, Any]]:
+        yield {"entries": [dict(one) for one in ENTRIES]}
 
     def stream(self, path: str, **parameters: str) -> Iterator[bytes]:
         yield from self._parts

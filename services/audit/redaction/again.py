@@ -35,10 +35,11 @@ class Known:
 
     reasons: dict[UUID, str] = field(default_factory=dict)
     """Entry → why."""
+    logged: set[UUID] = field(default_factory=set)
+    """Those of which the log of a database says it."""
 
-    async def read(self, connection: Connection) -> set[UUID]:
-        """Takes what a database knows, as one that is about to be replaced; answers which entries
-        its log names."""
+    async def read(self, connection: Connection) -> None:
+        """Takes what a database knows, as one that is about to be replaced."""
         if await connection.fetchval("SELECT to_regclass($1)", _WAITING) is not None:
             # A restore filled it, and was cut short.
             for row in await connection.fetch(f"SELECT id, reason FROM {_WAITING}"):
@@ -49,7 +50,7 @@ class Known:
             " WHERE action = $1",
             EntryRedacted.NAME,
         )
-        return {self._take(row["resource"], row["reason"]) for row in rows}
+        self.logged |= {self._take(row["resource"], row["reason"]) for row in rows}
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
