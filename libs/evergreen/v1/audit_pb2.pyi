@@ -121,21 +121,33 @@ class ListAuditEntriesResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PRUNED_FIELD_NUMBER: _builtins.int
+    PRUNED_CHAINS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where to continue; empty on the last page."""
+    pruned_chains: _builtins.int
+    """Of how many chains such entries were pruned."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
         """The entries."""
+
+    @_builtins.property
+    def pruned(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditPruned]:
+        """On the last page alone: the chains of which entries were pruned, into archives,
+        that may belong into the list. At most 100, those pruned last first.
+        """
 
     def __init__(
         self,
         *,
         entries: _abc.Iterable[Global___AuditEntry] | None = ...,
         next_page_token: _builtins.str = ...,
+        pruned: _abc.Iterable[Global___AuditPruned] | None = ...,
+        pruned_chains: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token", "pruned", b"pruned", "pruned_chains", b"pruned_chains"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -819,15 +831,26 @@ class AuditPruned(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     ARCHIVE_SHA256_FIELD_NUMBER: _builtins.int
     PRUNED_AT_FIELD_NUMBER: _builtins.int
+    ORG_ID_FIELD_NUMBER: _builtins.int
+    ORG_NAME_FIELD_NUMBER: _builtins.int
+    LAST_OCCURRED_AT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The position of the last one."""
     hash: _builtins.str
     """Its hash, in hexadecimal."""
     archive_sha256: _builtins.str
     """The SHA-256 of the archived file that has it, in hexadecimal."""
+    org_id: _builtins.str
+    """The tenant whose chain it is."""
+    org_name: _builtins.str
+    """The tenant's name today, or the one that it had when it was deleted."""
     @_builtins.property
     def pruned_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def last_occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When the latest of them happened."""
 
     def __init__(
         self,
@@ -836,10 +859,13 @@ class AuditPruned(_message.Message):
         hash: _builtins.str = ...,
         archive_sha256: _builtins.str = ...,
         pruned_at: _timestamp_pb2.Timestamp | None = ...,
+        org_id: _builtins.str = ...,
+        org_name: _builtins.str = ...,
+        last_occurred_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pruned_at", b"pruned_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_occurred_at", b"last_occurred_at", "pruned_at", b"pruned_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_sha256", b"archive_sha256", "hash", b"hash", "pruned_at", b"pruned_at", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_sha256", b"archive_sha256", "hash", b"hash", "last_occurred_at", b"last_occurred_at", "org_id", b"org_id", "org_name", b"org_name", "pruned_at", b"pruned_at", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
