@@ -162,7 +162,7 @@ def install(found: Debian) -> None:
         check=True,
         timeout=600,
     )
-    (found.root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
+    (found.root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     newer = found.root / "etc/apt/sources.list.d/newer.list"
     newer.write_text("deb http://deb.debian.org/debian sid main\n")
     found.must("apt-get", *_APT, "update", "-q")
