@@ -21,7 +21,7 @@ from services.policy.authoring.templates import references
 from services.policy.keys.signing import Statement
 from services.policy.layers.merging import Merging
 from services.policy.stamps.domain import Content, Document
-from services.policy.stamps.store import insert_document, move_counter
+from services.policy.stamps.store import NEVER_IN_FORCE, insert_document, move_counter
 from services.policy.targets.domain import PolicyTargets
 from services.policy.targets.store import bind, unbind
 from services.policy.vault import (
@@ -314,18 +314,10 @@ async def get_version(
     return None if row is None else to_version(vault, row)
 
 
-_NEVER_IN_FORCE: Final = (
-    "EXISTS (SELECT FROM policy.rollout r WHERE r.tenant_id = v.tenant_id"
-    " AND r.version = v.version AND r.state <> 'COMPLETED')"
-)
-"""A number that is rolled out is of no other publish."""
-
-
 async def was_never_in_force(connection: Connection, version: Version) -> bool:
     """Whether a version came to devices by a rollout alone, if at all."""
     found: bool = await connection.fetchval(
-        f"SELECT {_NEVER_IN_FORCE} FROM policy.versions v WHERE v.tenant_id = $1"
-        " AND v.version = $2",
+        f"SELECT {NEVER_IN_FORCE} FROM policy.versions v WHERE v.tenant_id = $1 AND v.version = $2",
         version.tenant_id,
         version.version,
     )
@@ -367,7 +359,7 @@ async def list_versions(
         # version it is not known which ones they are.
         f" (($5 OR v.inherits OR v.sealed_secrets IS NOT NULL OR v.authored ~ '{NAMES_SECRETS}')"
         f" AND {HOLDS_SECRETS}) AS holds_secrets,"
-        f" {_NEVER_IN_FORCE} AS never_in_force"
+        f" {NEVER_IN_FORCE} AS never_in_force"
         " FROM policy.versions v WHERE v.policy_id = $1 AND v.tenant_id = $2"
         " AND ($3::bigint IS NULL OR v.version < $3) ORDER BY v.version DESC LIMIT $4",
         policy.id,

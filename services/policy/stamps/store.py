@@ -417,11 +417,25 @@ async def stood_for_something(connection: Connection, tenant_id: UUID, version: 
     return found
 
 
+NEVER_IN_FORCE: Final = (
+    "EXISTS (SELECT FROM policy.rollout r WHERE r.tenant_id = v.tenant_id"
+    " AND r.version = v.version AND r.state <> 'COMPLETED')"
+)
+"""Of `policy.versions v`: it came to devices by a rollout alone, if at all. A number that is rolled
+out is of no other publish."""
+
+
 async def former(
     connection: Connection, vault: Vault, tenant_id: UUID, version: int
 ) -> tuple[Stamp, Document] | None:
-    """A version as it was published; from before numbers were stamped, or not in force since."""
-    found = await _published(connection, vault, tenant_id, version, "AND targets IS NULL")
+    """A version as it was in force for all devices before numbers were stamped.
+
+    Not one that a rollout brings: its devices get it under another number, and the numbers of an
+    organisation are easily guessed.
+    """
+    found = await _published(
+        connection, vault, tenant_id, version, f"AND v.targets IS NULL AND NOT {NEVER_IN_FORCE}"
+    )
     if found is None:
         return None
     document, statement = found
@@ -436,7 +450,7 @@ async def _published(
     row = await connection.fetchrow(
         "SELECT authored, document, signature, statement_payload, statement_signature, key_id,"
         " sealed_secrets"
-        f" FROM policy.versions WHERE tenant_id = $1 AND version = $2 {also}",
+        f" FROM policy.versions v WHERE v.tenant_id = $1 AND v.version = $2 {also}",
         tenant_id,
         version,
     )
