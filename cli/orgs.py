@@ -128,6 +128,7 @@ def sign_in(
             help="Who has passwords here where a directory or provider is used: all or owners-only."
         ),
     ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, whoever is shut out.")] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -143,6 +144,8 @@ def sign_in(
             body["graceDays"] = grace_days
         if local_login:
             body["localLogin"] = local_login
+        if local_login == "owners-only" and not yes:
+            _ask_to_shut_out(api.get(path))
         policy = api.patch(path, body) if body else api.get(path)
         since = policy.get("mfaRequiredFrom", "")
         needed = f", needed from {moment(since)} UTC on" if since else ""
@@ -152,6 +155,8 @@ def sign_in(
         now = policy["effectiveLocalLogin"]
         holds = "" if now == policy["localLogin"] else f" (now: {now})"
         typer.echo(f"passwords here: {policy['localLogin']}{holds}")
+        if left := policy.get("localOnlyUsers", 0):
+            typer.echo(f"warning: {_shut_out(left)}", err=True)
 
 
 @app.command()
@@ -344,6 +349,24 @@ def _found(api: Api, org: str, *, deleted: bool = False) -> dict[str, Any]:
     if not living and not deleted:
         raise CliError(f"{found[-1]['name']} is deleted")
     return (living or found)[-1]
+
+
+def _shut_out(users: int) -> str:
+    """Whom the rule that only Owners have passwords here is about."""
+    one = users == 1
+    return (
+        f"{users} {'Admin or Auditor has' if one else 'Admins and Auditors have'} nothing but a"
+        f" password or passkey here: owners-only shuts {'that one' if one else 'them'} out"
+    )
+
+
+def _ask_to_shut_out(policy: dict[str, Any]) -> None:
+    """Asks before people are shut out who are not yet."""
+    left = policy.get("localOnlyUsers", 0)
+    if not left or policy["localLogin"] == "owners-only":
+        return
+    need_terminal("--yes")
+    typer.confirm(f"{_shut_out(left)}. Go on?", abort=True, err=True)
 
 
 def _tell(what: str, seen: dict[str, Any]) -> None:

@@ -81,6 +81,7 @@ class KnownUser:
     login: Login | None = None
     origin: str = ""
     disabled_by: str = ""
+    kept_from_sources: bool = False
 
 
 @dataclass(slots=True)
@@ -124,6 +125,7 @@ class Known:
             " to_jsonb(account) ->> 'prepared_hash' AS prepared_hash, invitation_hash,"
             " coalesce(to_jsonb(account) ->> 'origin', 'local') AS origin,"
             " coalesce(to_jsonb(account) ->> 'disabled_by', '') AS disabled_by,"
+            " coalesce((to_jsonb(account) ->> 'kept_from_sources')::boolean, false) AS kept,"
             " invitation_expires_at FROM identity.account"
         ):
             login = Login(
@@ -142,6 +144,7 @@ class Known:
                     login=login,
                     origin=row["origin"],
                     disabled_by=row["disabled_by"],
+                    kept_from_sources=row["kept"],
                 ),
             )
         if await connection.fetchval("SELECT to_regclass('identity.user_tombstone')") is not None:
@@ -337,6 +340,8 @@ async def _bring_origins(connection: Connection, known: Known) -> None:
         [i for i, user in users if user.status == "disabled" and user.disabled_by != "source"],
     )
     local = [user_id for user_id, user in users if user.origin == "local"]
+    if await _has_column(connection, "kept_from_sources"):
+        await _keep_from_sources(connection, known)
     await connection.execute(
         "DELETE FROM identity.external_identity i USING identity.account a"
         " WHERE a.id = i.account_id AND a.id = ANY ($1) AND a.origin <> 'local'",
@@ -349,6 +354,21 @@ async def _bring_origins(connection: Connection, known: Known) -> None:
         "UPDATE identity.account SET status = 'invited' WHERE origin = 'local'"
         " AND status = 'active' AND password_hash IS NULL AND id = ANY ($1)",
         [user_id for user_id, user in users if user.origin not in {"", "local"}],
+    )
+
+
+async def _keep_from_sources(connection: Connection, known: Known) -> None:
+    """Lets no source take those over whom an Owner has taken out of one; where only the log of it
+    is known, all who were of a source in the backup and are local now."""
+    users = known.users.items()
+    await connection.executemany(
+        "UPDATE identity.account SET kept_from_sources = $2 WHERE id = $1",
+        [(user_id, user.kept_from_sources) for user_id, user in users if user.login],
+    )
+    await connection.execute(
+        "UPDATE identity.account SET kept_from_sources = true"
+        " WHERE id = ANY ($1) AND origin <> 'local'",
+        [user_id for user_id, user in users if user.origin == "local" and not user.login],
     )
 
 

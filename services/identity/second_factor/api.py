@@ -47,6 +47,7 @@ def _policy(found: FoundPolicy) -> pb.SignInPolicy:
         effective_mfa=strictest(found.counting),
         local_login=policy.local_login,
         effective_local_login="owners-only" if found.only_owners else "all",
+        local_only_users=found.local_only,
     )
 
 

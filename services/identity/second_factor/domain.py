@@ -118,6 +118,16 @@ class Policy:
         known = {role: since for role in Role if (since := self.asked_from(role)) is not None}
         return replace(after, earlier={one: at for one, at in known.items() if after.asks(one)})
 
+    def as_told(self, told: Policy) -> Policy:
+        """The policy after the next change of it, of which only what events say is known."""
+        if told.mfa != self.mfa:
+            earlier = self.for_others(told.mfa, told.required_from).earlier
+        elif told.snapshot().mfa_required_from != self.snapshot().mfa_required_from:
+            earlier = {}
+        else:
+            earlier = self.earlier
+        return replace(told, earlier=earlier)
+
 
 def strictest(policies: Sequence[Policy]) -> Mfa:
     """Whom some policies together ask."""

@@ -35,6 +35,8 @@ class FoundPolicy:
     """Its own and those above it."""
     only_owners: bool
     """Whether only Owners log in with what they have here, at this moment."""
+    local_only: int
+    """Of the tenant and all below, how many others have nothing else."""
 
 
 class SignInPolicies:
@@ -123,7 +125,8 @@ class SignInPolicies:
         nothing = Policy(tenant_id, "off", tenant.created_at, tenant.created_at)
         own = next((p for p in counting if p.tenant_id == tenant_id), nothing)
         only_owners = await sources_store.only_owners_log_in_here(connection, tenant_id)
-        return FoundPolicy(own, counting, only_owners)
+        local_only = await sources_store.count_local_only(connection, tenant_id)
+        return FoundPolicy(own, counting, only_owners, local_only)
 
     async def _check_own(self, connection: Connection, call: Call, policy: Policy) -> None:
         """Nobody locks themselves out by a rule that they do not keep.

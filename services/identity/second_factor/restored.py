@@ -8,11 +8,12 @@ since is lost.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from contract.access import Role
 from contract.events.identity import (
     PasskeyRemoved,
     RecoveryCodesCreated,
@@ -24,6 +25,7 @@ from contract.events.identity import (
 )
 from servicekit.data.backup import Connection, Recorded
 from servicekit.security.totp import STEP_SECONDS
+from services.identity.second_factor.domain import Policy
 
 _COLUMNS: Final = {
     "totp": "id, account_id, sealed_secrets, created_at, confirmed_at, last_step",
@@ -32,6 +34,7 @@ _COLUMNS: Final = {
     " name, created_at, last_used_at",
 }
 _POLICY: Final = "tenant_id, mfa, mfa_required_from, updated_at"
+_EARLIER: Final = {Role.OWNER: "owners_from", Role.ADMIN: "admins_from"}
 _GONE: Final = frozenset({SecondFactorDisabled.NAME, SecondFactorsReset.NAME})
 
 
@@ -43,7 +46,7 @@ class KnownFactors:
     """The users of the database that is replaced; nobody where it cannot be read."""
     rows: dict[str, Sequence[Sequence[Any]]] = field(default_factory=dict)
     """Their rows, by table."""
-    policies: Sequence[Sequence[Any]] = ()
+    policies: Sequence[Policy] = ()
     changed_apps: set[UUID] = field(default_factory=set)
     """Users whose app was removed, or another one set up."""
     changed_codes: set[UUID] = field(default_factory=set)
@@ -52,9 +55,9 @@ class KnownFactors:
     removed_passkeys: set[UUID] = field(default_factory=set)
     reset: set[UUID] = field(default_factory=set)
     """Users whose factors were all removed."""
-    told_policies: dict[UUID, tuple[str, datetime, datetime, str]] = field(default_factory=dict)
-    """By tenant, as the log has them: whom, from when on, when that was decided, and who logs in
-    with what they have here."""
+    told_policies: list[Policy] = field(default_factory=list)
+    """As the log has them, which does not say from when on those are asked who were asked
+    before."""
 
     async def read(self, connection: Connection) -> None:
         """Takes what a database knows that is about to be replaced."""
@@ -67,9 +70,7 @@ class KnownFactors:
                 continue
             found = await connection.fetch(f"SELECT {columns} FROM identity.{table}")
             self.rows[table] = [tuple(row) for row in found]
-        local = "local_login" if await _has_local_logins(connection) else "'all'"
-        found = await connection.fetch(f"SELECT {_POLICY}, {local} FROM identity.sign_in_policy")
-        self.policies = [tuple(row) for row in found]
+        self.policies = await _policies(connection)
 
     def learn(self, entry: Recorded) -> None:
         """Takes an entry of the audit log."""
@@ -85,13 +86,15 @@ class KnownFactors:
             self.used_codes.add(UUID(str(entry.after["codeId"])))
         if entry.action == SignInPolicyUpdated.NAME:
             since = entry.after["mfaRequiredFrom"]
-            self.told_policies[UUID(entry.name)] = (
-                str(entry.after["mfa"]),
+            told = Policy(
+                UUID(entry.name),
+                entry.after["mfa"],
                 datetime.fromisoformat(since) if since else entry.at,
                 entry.at,
                 # The release before knows no other.
-                str(entry.after.get("localLogin") or "all"),
+                local_login=entry.after.get("localLogin") or "all",
             )
+            self.told_policies.append(told)
 
 
 async def bring_factors(connection: Connection, known: KnownFactors) -> None:
@@ -130,20 +133,7 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
             list(known.removed_passkeys),
             list(known.reset - known.users),
         )
-    told = [(tenant_id, *told) for tenant_id, told in known.told_policies.items()]
-    await connection.executemany(
-        f"INSERT INTO identity.sign_in_policy ({_POLICY})"
-        " SELECT $1, $2, $3::timestamptz, $4::timestamptz"
-        " WHERE EXISTS (SELECT FROM identity.tenant WHERE id = $1)"
-        " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
-        " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
-        [policy[:4] for policy in (*told, *known.policies)],
-    )
-    if await _has_local_logins(connection):
-        await connection.executemany(
-            "UPDATE identity.sign_in_policy SET local_login = $2 WHERE tenant_id = $1",
-            [(policy[0], policy[4]) for policy in (*told, *known.policies)],
-        )
+    await _bring_policies(connection, known)
     # A code of the last minute may have been used since the backup.
     await connection.execute(
         "UPDATE identity.totp SET last_step = greatest(last_step,"
@@ -151,10 +141,66 @@ async def bring_factors(connection: Connection, known: KnownFactors) -> None:
     )
 
 
-async def _has_local_logins(connection: Connection) -> bool:
+async def _bring_policies(connection: Connection, known: KnownFactors) -> None:
+    """Brings policies to what they were last known to be. Who was asked for a second factor gets
+    no days without one by that."""
+    policies = {one.tenant_id: one for one in await _policies(connection)}
+    for told in sorted(known.told_policies, key=lambda one: one.updated_at):
+        nothing = replace(told, mfa="off")
+        policies[told.tenant_id] = policies.get(told.tenant_id, nothing).as_told(told)
+    policies |= {one.tenant_id: one for one in known.policies}
+    await connection.executemany(
+        f"INSERT INTO identity.sign_in_policy ({_POLICY})"
+        " SELECT $1, $2, $3::timestamptz, $4::timestamptz"
+        " WHERE EXISTS (SELECT FROM identity.tenant WHERE id = $1)"
+        " ON CONFLICT (tenant_id) DO UPDATE SET mfa = excluded.mfa,"
+        " mfa_required_from = excluded.mfa_required_from, updated_at = excluded.updated_at",
+        [(one.tenant_id, one.mfa, one.required_from, one.updated_at) for one in policies.values()],
+    )
+    if await _has(connection, "owners_from"):
+        await connection.executemany(
+            "UPDATE identity.sign_in_policy SET owners_from = $2, admins_from = $3"
+            " WHERE tenant_id = $1",
+            [
+                (one.tenant_id, *(one.earlier.get(role) for role in _EARLIER))
+                for one in policies.values()
+            ],
+        )
+    if await _has(connection, "local_login"):
+        await connection.executemany(
+            "UPDATE identity.sign_in_policy SET local_login = $2 WHERE tenant_id = $1",
+            [(one.tenant_id, one.local_login) for one in policies.values()],
+        )
+
+
+async def _policies(connection: Connection) -> list[Policy]:
+    rows = await connection.fetch(
+        f"SELECT {_POLICY},"
+        # An older database has no such columns.
+        " (to_jsonb(p) ->> 'owners_from')::timestamptz AS owners_from,"
+        " (to_jsonb(p) ->> 'admins_from')::timestamptz AS admins_from,"
+        " coalesce(to_jsonb(p) ->> 'local_login', 'all') AS local_login"
+        " FROM identity.sign_in_policy p"
+    )
+    return [
+        Policy(
+            row["tenant_id"],
+            row["mfa"],
+            row["mfa_required_from"],
+            row["updated_at"],
+            {role: row[name] for role, name in _EARLIER.items() if row[name] is not None},
+            row["local_login"],
+        )
+        for row in rows
+    ]
+
+
+async def _has(connection: Connection, column: str) -> bool:
+    """Whether policies have a column; an older archive does not."""
     found = await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attname = 'local_login'"
-        " AND attrelid = 'identity.sign_in_policy'::regclass)"
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attname = $1"
+        " AND attrelid = 'identity.sign_in_policy'::regclass)",
+        column,
     )
     return bool(found)
 

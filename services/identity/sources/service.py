@@ -23,7 +23,7 @@ from contract.events.identity import (
     UserUpdated,
 )
 from servicekit.data.postgres import SYSTEM, Connection
-from servicekit.errors import Code, DomainError, invalid_field
+from servicekit.errors import Code, DomainError
 from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
@@ -183,6 +183,9 @@ class SourceAccounts:
             return [*steps, ("account", True, "is made with the first login")]
         if await self._is_free(connection, source, found):
             return [*steps, ("account", True, "takes the place of the invitation")]
+        if found.user.kept_from_sources:
+            said = f"{person.email} was taken out of a source, and has to accept an invitation"
+            return [*steps, ("account", False, said)]
         said = f"somebody else has {person.email} here, or is invited as an Owner"
         return [*steps, ("account", False, said)]
 
@@ -419,12 +422,12 @@ class SourceAccounts:
         self, connection: Connection, source: Source, account: User, at: datetime
     ) -> None:
         """Takes an account out of its source: it is disabled, and local without a password, and no
-        provider opens it any more.
+        provider opens it any more. No source takes it over before somebody accepts an invitation.
 
         Args:
             account: locked, when it was this one's turn to change users.
         """
-        await self._let_go(connection, source, account, at)
+        await self._let_go(connection, source, replace(account, kept_from_sources=True), at)
         links = await users_store.forget_links(connection, account.id)
         await self._outbox.append(
             connection, *(CloudEvent(one, account.tenant_id) for one in unlinked(account, links))
@@ -658,33 +661,13 @@ class SourceAccounts:
         return replace(user.snapshot(), groups=groups)
 
 
-def check_rows_lead_below(
-    tenants: TenantDirectory,
-    source: Source,
-    rows: Sequence[RoleMapping],
-    new: Sequence[RoleMapping],
-    what: str,
-) -> None:
-    """Refuses new rows that lead out of a source's own subtree.
-
-    Args:
-        what: the source in words.
-
-    Raises:
-        DomainError: INVALID_ARGUMENT.
-    """
-    scope = tenants.scope(source.tenant_id)
-    for number, row in enumerate(rows):
-        node = tenants.known(row.tenant_id)
-        inside = scope.tenant_ids is None or row.tenant_id in scope.tenant_ids
-        if row in new and (node is None or not inside or node.status != "active"):
-            raise invalid_field(
-                f"roleMappings[{number}].orgId",
-                f"must be the {what}'s tenant, or one below it that is in use",
-            )
-
-
 def may_come_from_elsewhere(user: User) -> bool:
     """Whether a local account is one that a source may take over by its address: invited, and no
-    Owner, who is to have a password here for the day when a source does not answer."""
-    return user.origin == "local" and user.status == "invited" and user.role is not Role.OWNER
+    Owner, who is to have a password here for the day when a source does not answer. One that was
+    taken out of a source waits for who accepts the invitation."""
+    return (
+        user.origin == "local"
+        and user.status == "invited"
+        and user.role is not Role.OWNER
+        and not user.kept_from_sources
+    )

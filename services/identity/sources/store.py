@@ -51,10 +51,17 @@ def _identity(row: asyncpg.Record) -> ExternalIdentity:
 
 async def only_owners_log_in_here(connection: Connection, tenant_id: UUID) -> bool:
     """Whether only Owners of a tenant log in with what they have here: somebody wants that, others
-    have a directory or provider in use, and an Owner with a password is there."""
+    get in by a directory or provider in use, and an Owner with a password is there."""
     found: bool = await connection.fetchval(
         "SELECT identity.only_owners_log_in_here($1)", tenant_id
     )
+    return found
+
+
+async def count_local_only(connection: Connection, tenant_id: UUID) -> int:
+    """How many Admins and Auditors of a tenant, and of all below, get in by nothing but what they
+    have here, where others get in by a directory or provider in use."""
+    found: int = await connection.fetchval("SELECT identity.only_known_here($1)", tenant_id)
     return found
 
 
@@ -112,11 +119,29 @@ async def source(
     return _source(row) if row else None
 
 
-async def count_sources(connection: Connection, tenant_id: UUID) -> int:
-    """How many sources a tenant has; who adds one takes turns."""
+async def take_turns(connection: Connection, tenant_id: UUID) -> None:
+    """Waits until no other transaction adds a source of a tenant, or gives one another name."""
     await connection.execute(
         "SELECT pg_advisory_xact_lock(hashtext('identity:sources'), hashtext($1))", str(tenant_id)
     )
+
+
+async def has_name(connection: Connection, source: Source) -> bool:
+    """Whether another source of the tenant, of the same kind, has a source's name."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM identity.source"
+        " WHERE tenant_id = $1 AND kind = $2 AND name = $3 AND id <> $4)",
+        source.tenant_id,
+        source.kind,
+        source.name,
+        source.id,
+    )
+    return found
+
+
+async def count_sources(connection: Connection, tenant_id: UUID) -> int:
+    """How many sources a tenant has; who adds one takes turns."""
+    await take_turns(connection, tenant_id)
     count: int = await connection.fetchval(
         "SELECT count(*) FROM identity.source WHERE tenant_id = $1", tenant_id
     )

@@ -55,6 +55,8 @@ class User:
     """The directory or provider that the user comes from."""
     disabled_by: str | None = None
     """`admin` or `source`; what an admin disabled, no source enables."""
+    kept_from_sources: bool = False
+    """Whether an Owner has taken the account out of a source, and nobody accepted it since."""
 
     @property
     def etag(self) -> str:

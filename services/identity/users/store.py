@@ -19,7 +19,7 @@ from services.identity.users.domain import User
 
 _USER: Final = (
     "id, tenant_id, email, role, status, created_at, activated_at, last_login_at, origin,"
-    " disabled_by,"
+    " disabled_by, kept_from_sources,"
     " CASE WHEN origin <> 'local' THEN (SELECT e.source_id FROM identity.external_identity e"
     # Who comes from SCIM may be linked with a provider, too.
     " LEFT JOIN identity.source s ON s.id = e.source_id WHERE e.account_id = account.id"
@@ -28,7 +28,8 @@ _USER: Final = (
 _TOMBSTONE: Final = (
     "id, tenant_id, email, role, 'deleted' AS status, created_at,"
     " NULL::timestamptz AS activated_at, NULL::timestamptz AS last_login_at, 'local' AS origin,"
-    " NULL::text AS disabled_by, NULL::uuid AS source_id, deleted_at, deleted_by"
+    " NULL::text AS disabled_by, false AS kept_from_sources, NULL::uuid AS source_id, deleted_at,"
+    " deleted_by"
 )
 _OF_SCOPE: Final = "($2::uuid[] IS NULL OR tenant_id = ANY ($2))"
 
@@ -55,6 +56,7 @@ def _user(row: asyncpg.Record) -> User:
         source_id=row["source_id"],
         # The release before does not say who it was.
         disabled_by=(row["disabled_by"] or "admin") if row["status"] == "disabled" else None,
+        kept_from_sources=row["kept_from_sources"],
     )
 
 
@@ -118,7 +120,8 @@ async def update_user(connection: Connection, before: User, user: User, at: date
     try:
         await connection.execute(
             "UPDATE identity.account SET tenant_id = $3, email = $4, role = $5, status = $6,"
-            " updated_at = $7, origin = $8, disabled_by = $9 WHERE id = $1 AND tenant_id = $2",
+            " updated_at = $7, origin = $8, disabled_by = $9, kept_from_sources = $10"
+            " WHERE id = $1 AND tenant_id = $2",
             user.id,
             before.tenant_id,
             user.tenant_id,
@@ -128,6 +131,7 @@ async def update_user(connection: Connection, before: User, user: User, at: date
             at,
             user.origin,
             user.disabled_by if user.status == "disabled" else None,
+            user.kept_from_sources,
         )
     except asyncpg.UniqueViolationError as error:
         raise _conflict(error) from error
@@ -158,7 +162,8 @@ async def set_password(
     """Sets a password; the user is active and no invitation is open from then on."""
     await connection.execute(
         "UPDATE identity.account SET password_hash = $3, prepared_hash = $4, status = 'active',"
-        " invitation_hash = NULL, invitation_expires_at = NULL, updated_at = $5"
+        " invitation_hash = NULL, invitation_expires_at = NULL, kept_from_sources = false,"
+        " updated_at = $5"
         " WHERE id = $1 AND tenant_id = $2",
         user.id,
         user.tenant_id,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from uuid import uuid4
 
 import asyncpg
 import pyrage
 import pytest
 
+from auditlog.export import EXPORT_FORMAT
 from cli.backup import catalog
 from cli.backup.create import create
 from cli.backup.crypt import Key
+from cli.backup.facts import Facts, read_audit_export
 from cli.backup.keys import MASTER_KEY, MissingKeyError, SealedKeys
 from cli.backup.places import Directories
-from cli.backup.procedure import into_database
+from cli.backup.procedure import Wanted, into_database
 from cli.backup.restore import NotEmptyError
 from cli.backup.verify import verify
 from cli.errors import CliError
@@ -25,6 +28,7 @@ from servicekit.data import key_check, migrate
 from servicekit.security.sealing import Sealer, approved_check_value, check_value
 from services.policy.vault import PURPOSE, Vault, of_document, of_policy, of_variable
 from tests.support.backups import (
+    AT,
     CLIENT_SECRET,
     DIRECTORY_PASSWORD,
     EVENTS,
@@ -187,6 +191,74 @@ async def test_what_was_decided_since_holds(world: World) -> None:
         world.wanted(replace=True, carry=False), Directories(world.directory), target(world.first)
     )
     assert outcome.devices.carried == 0
+
+
+async def test_nobody_gets_days_without_a_second_factor_again(world: World) -> None:
+    """Who was asked before others were is asked from the same day on: as the database that is
+    replaced has it, and as the audit log lets it be known where that is gone."""
+    await seed(world.first)
+    first, then, since = AT, AT + timedelta(days=1), AT + timedelta(days=40)
+    policy = "SELECT mfa, mfa_required_from, owners_from, admins_from FROM identity.sign_in_policy"
+    asked = ("all", since, first, then)
+
+    async def write(mfa: str, required_from: datetime, *earlier: datetime) -> None:
+        async with superuser(world.first) as connection:
+            await connection.execute("DELETE FROM identity.sign_in_policy")
+            await connection.execute(
+                "INSERT INTO identity.sign_in_policy (tenant_id, mfa, mfa_required_from, updated_at,"
+                " owners_from, admins_from) VALUES ($1, $2, $3, now(), $4, $5)",
+                ORG,
+                mfa,
+                required_from,
+                *(*earlier, None, None)[:2],
+            )
+
+    async def restored(facts: Facts, *, carry: bool) -> tuple[object, ...]:
+        wanted = Wanted(world.archive, KEY, facts, replace=True, carry=carry)
+        await into_database(wanted, Directories(world.directory), target(world.first))
+        async with superuser(world.first) as connection:
+            return tuple(await connection.fetchrow(policy) or ())
+
+    await write("owners", first)
+    await world.back_up()
+    await write("all", since, first, then)
+    assert await restored(Facts(), carry=True) == asked
+    # From the log alone: others are asked twice, and the setting of passwords changes beside it.
+    path = world.directory / "export.jsonl"
+    told = [("admins", then), ("all", since), ("all", since)]
+    lines = [
+        {
+            "entry": {
+                "sequence": 10 + number,
+                "tenantId": str(ORG),
+                "record": json.dumps(
+                    {
+                        "tenantid": str(ORG),
+                        "time": (AT + timedelta(hours=number)).isoformat(),
+                        "data": {
+                            "action": "identity.sign_in_policy_updated",
+                            "resource": f"tenants/{ORG}",
+                            "after": {
+                                "mfa": mfa,
+                                "mfaRequiredFrom": at.isoformat(),
+                                "localLogin": "owners-only" if number == 2 else "all",
+                            },
+                        },
+                    }
+                ),
+            }
+        }
+        for number, (mfa, at) in enumerate(told)
+    ]
+    path.write_text("\n".join(map(json.dumps, ({"format": EXPORT_FORMAT}, *lines))) + "\n")
+    facts = Facts()
+    read_audit_export(path, {str(ORG): 9}, facts)
+    assert await restored(facts, carry=False) == asked
+    async with superuser(world.first) as connection:
+        local_login = "SELECT local_login FROM identity.sign_in_policy"
+        assert await connection.fetchval(local_login) == "owners-only"
+    # And nothing is left of it where nothing of it is known.
+    assert await restored(Facts(), carry=False) == ("owners", first, None, None)
 
 
 async def test_nothing_is_touched_when_something_is_wrong(world: World) -> None:

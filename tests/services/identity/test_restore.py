@@ -620,14 +620,15 @@ async def test_who_was_taken_out_of_a_source_stays_out(database: TestDatabase) -
             ORG,
         )
         await connection.execute(
-            "UPDATE identity.account SET origin = 'scim', status = 'active', password_hash = NULL"
-            " WHERE id = $1",
+            "UPDATE identity.account SET origin = 'scim', status = 'active', password_hash = NULL,"
+            " kept_from_sources = false WHERE id = $1",
             STAYS,
         )
 
     async def state(connection: Connection) -> tuple[Any, ...]:
         row = await connection.fetchrow(
-            "SELECT a.origin, a.status, p.problem, count(e.subject) FROM identity.account a"
+            "SELECT a.origin, a.status, p.problem, count(e.subject), a.kept_from_sources"
+            " FROM identity.account a"
             " LEFT JOIN identity.external_identity e ON e.account_id = a.id,"
             " identity.scim_person p WHERE a.id = $1 GROUP BY a.id, p.id",
             STAYS,
@@ -639,17 +640,20 @@ async def test_who_was_taken_out_of_a_source_stays_out(database: TestDatabase) -
         await connection.execute("DELETE FROM identity.external_identity")
         await connection.execute("UPDATE identity.scim_person SET problem = 'UNLINKED'")
         await connection.execute(
-            "UPDATE identity.account SET origin = 'local', status = 'disabled' WHERE id = $1", STAYS
+            "UPDATE identity.account SET origin = 'local', status = 'disabled',"
+            " kept_from_sources = true WHERE id = $1",
+            STAYS,
         )
         known = Known()
         await known.read(connection)
         await backup(connection)
         await restore.repair(connection, known)
-        assert await state(connection) == ("local", "disabled", "UNLINKED", 0)
+        assert await state(connection) == ("local", "disabled", "UNLINKED", 0, True)
         told = Known()
         gone = {"role": "Owner", "status": "disabled", "origin": "local"}
         told.learn(recorded("user_deactivated", gone))
         await backup(connection)
         await restore.repair(connection, told)
         assert (await state(connection))[:2] == ("local", "disabled")
-        assert (await state(connection))[3] == 0
+        # Whoever is invited now has to accept it before a source has a say again.
+        assert (await state(connection))[3:] == (0, True)

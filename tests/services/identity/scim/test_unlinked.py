@@ -7,6 +7,7 @@ import pytest
 
 from contract.access import Role
 from evergreen.v1 import identity_pb2 as pb
+from services.identity.scim.schemas import USER
 from tests.support import callers
 from tests.support.directories import reason
 from tests.support.identity import PASSWORD
@@ -61,8 +62,8 @@ async def test_the_account_is_local_again(world: World) -> None:
 
 
 async def test_the_source_has_no_say_any_more(world: World) -> None:
-    """Whatever it sends of the person, before and after the invitation; until it has somebody
-    anew, whose address is the local account's."""
+    """Whatever it sends of the person, before and after the invitation; nor of the person anew,
+    until the account is gone."""
     anna = await world.scim.user("anna", externalId="1")
     admins = await world.scim.group("admins", anna)
     await unlink(world, "anna")
@@ -82,9 +83,47 @@ async def test_the_source_has_no_say_any_more(world: World) -> None:
     await world.scim.remove(owners, anna)
     await world.scim.ok("DELETE", f"/Users/{anna['id']}")
     assert await world.user("anna") == ("Admin", "invited")
-    # The same person again is a new word: it takes an invited account over, as any other.
+    body = {"schemas": [USER], "userName": f"anna@{DOMAIN}", "externalId": "1"}
+    assert (await world.scim.call("POST", "/Users", body)).status_code == 409
+    for change in (
+        world.identity.users.DeactivateUser(
+            pb.DeactivateUserRequest(id=user.id), metadata=world.owner
+        ),
+        world.identity.users.DeleteUser(pb.DeleteUserRequest(id=user.id), metadata=world.owner),
+    ):
+        await change
     again = await world.scim.user("anna", externalId="1")
     await world.scim.add(owners, again)
+    assert (await world.users())["anna"].origin == "scim"
+
+
+async def test_nobody_takes_over_whom_an_owner_took_out(world: World) -> None:
+    """Between the invitation and its acceptance: not the source by another one, nor the provider
+    that recognises the address; afterwards the account has a password, which counts."""
+    anna = await world.scim.user("anna")
+    await world.scim.group("admins", anna)
+    await unlink(world, "anna")
+    user = (await world.users())["anna"]
+    invited = await world.identity.users.InviteUser(
+        pb.InviteUserRequest(id=user.id), metadata=world.owner
+    )
+    second, other = await world.second()
+    body = {"schemas": [USER], "userName": f"anna@{DOMAIN}"}
+    assert (await other.call("POST", "/Users", body)).status_code == 409
+    world.sso.sso.person("anna")
+    await world.sso.refused("anna")
+    assert await world.user("anna") == ("Admin", "invited")
+    assert (await world.users())["anna"].origin == "local"
+    await world.identity.auth.AcceptInvitation(
+        pb.AcceptInvitationRequest(invitation_token=invited.invitation_token, password=PASSWORD),
+        metadata=callers.anonymous(),
+    )
+    await world.identity.login(f"anna@{DOMAIN}")
+    assert second.id != world.source.id
+    # Invited once more by an Owner, it is a source's to take again.
+    await world.identity.users.InviteUser(pb.InviteUserRequest(id=user.id), metadata=world.owner)
+    taken = await other.user("anna")
+    await other.group("admins", taken)
     assert (await world.users())["anna"].origin == "scim"
 
 

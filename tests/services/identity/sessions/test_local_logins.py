@@ -35,6 +35,24 @@ async def refusal(call: Awaitable[Any]) -> str:
     return reason(error)
 
 
+async def named_directory(
+    world: World, tenant_id: str, *rows: pb.RoleMapping, domain: str = "named.example"
+) -> pb.Directory:
+    """A directory of a tenant that the addresses of a domain lead to."""
+    identity = world.identity
+    made = await identity.directories.CreateDirectory(
+        wanted(world.ldap, *rows, org_id=tenant_id), metadata=world.root
+    )
+    if domain:
+        await identity.domains.CreateEmailDomain(
+            pb.CreateEmailDomainRequest(domain=domain, org_id=tenant_id), metadata=world.root
+        )
+        await identity.domains.UpdateEmailDomain(
+            pb.UpdateEmailDomainRequest(domain=domain, source_id=made.id), metadata=world.root
+        )
+    return made
+
+
 async def test_only_owners_log_in_with_a_password(world: World) -> None:
     """Others do not, and their sessions end with the next refresh; people of the directory get in
     as before, and the log says why somebody was refused."""
@@ -116,13 +134,86 @@ async def test_nobody_is_locked_out_by_it(world: World) -> None:
     # An organisation without an Owner of its own, whose people come from a directory.
     bare = await identity.org(world.root, "Bare", code="bare")
     auditor, _ = await identity.user(world.root, Role.AUDITOR, bare.id)
-    await identity.directories.CreateDirectory(
-        wanted(world.ldap, row("Admins", Role.ADMIN, bare.id), org_id=bare.id),
-        metadata=world.root,
-    )
+    await named_directory(world, bare.id, row("Admins", Role.ADMIN, bare.id))
     made = await policy(world, world.root, bare.id, "owners-only")
     assert made.effective_local_login == "all"
     await identity.login(auditor.email)
+
+
+@pytest.mark.parametrize(
+    ("leads_to", "domain", "holds"),
+    [
+        (None, "named.example", False),
+        ("below", "named.example", False),
+        ("here", "", False),
+        ("here", "named.example", True),
+    ],
+)
+async def test_a_directory_that_lets_nobody_in_takes_no_passwords(
+    world: World, leads_to: str | None, domain: str, holds: bool
+) -> None:
+    """One without a role mapping that leads to the tenant, or whose people have no addresses."""
+    identity = world.identity
+    school = await identity.org(world.root, "North", reseller=True, code="north")
+    below = await identity.org(world.root, "Below", code="below", parent_id=school.id)
+    await identity.user(world.root, Role.OWNER, school.id)
+    admin, _ = await identity.user(world.root, Role.ADMIN, school.id)
+    ids = {"here": school.id, "below": below.id}
+    rows = [row("Admins", Role.ADMIN, ids[leads_to])] if leads_to else []
+    await named_directory(world, school.id, *rows, domain=domain)
+    made = await policy(world, world.root, school.id, "owners-only")
+    assert made.effective_local_login == ("owners-only" if holds else "all")
+    assert made.local_only_users == (1 if holds else 0)
+    if holds:
+        assert await refusal(identity.login(admin.email)) == "LOCAL_LOGIN_OFF"
+    else:
+        await identity.login(admin.email)
+
+
+async def test_how_many_it_shuts_out_is_known_before(world: World) -> None:
+    """Active Admins and Auditors of the tenant, and below, where others get in elsewhere, who are
+    not linked; Owners, people of the directory and those who cannot log in are none of them."""
+    identity = world.identity
+    assert (await policy(world, world.owner, world.school.id)).local_only_users == 0
+    admin, _ = await identity.user(world.root, Role.ADMIN, world.school.id)
+    gone, _ = await identity.user(world.root, Role.AUDITOR, world.school.id)
+    await identity.user(world.root, Role.OWNER, world.school.id)
+    world.ldap.person("anna", "Admins")
+    await world.login("anna")
+    await identity.users.DeactivateUser(pb.DeactivateUserRequest(id=gone.id), metadata=world.root)
+    await identity.users.CreateUser(
+        pb.CreateUserRequest(email="new@other.example", role="Admin"), metadata=world.owner
+    )
+    assert (await policy(world, world.owner, world.school.id)).local_only_users == 1
+    # The root's people get in nowhere else; those of the school are below it.
+    await identity.user(world.root, Role.ADMIN)
+    root_id = (await world.users())[OWNER.partition("@")[0]].tenant_id
+    assert (await policy(world, world.root, root_id)).local_only_users == 1
+    other = await identity.org(world.root, "Other", code="other")
+    await identity.user(world.root, Role.AUDITOR, other.id)
+    assert (await policy(world, world.root, other.id)).local_only_users == 0
+    made = await policy(world, world.owner, world.school.id, "owners-only")
+    assert made.local_only_users == 1
+    assert await refusal(identity.login(admin.email)) == "LOCAL_LOGIN_OFF"
+    provider = await identity.providers.CreateSsoProvider(
+        pb.CreateSsoProviderRequest(
+            name="School sign-in",
+            issuer="https://login.example",
+            client_id="evergreen",
+            client_secret="a secret",
+        ),
+        metadata=world.owner,
+    )
+    connection = await identity.database.superuser()
+    await connection.execute(
+        "INSERT INTO identity.external_identity (source_id, subject, account_id, tenant_id,"
+        " email_seen, groups_seen, seen_at) VALUES ($1, 'a', $2, $3, '', '{}', now())",
+        provider.id,
+        admin.id,
+        world.school.id,
+    )
+    await connection.close()
+    assert (await policy(world, world.owner, world.school.id)).local_only_users == 0
 
 
 async def test_what_a_tenant_above_says_holds_below(world: World) -> None:
@@ -137,10 +228,7 @@ async def test_what_a_tenant_above_says_holds_below(world: World) -> None:
         _, callers_of[school.id] = await identity.user(world.root, Role.OWNER, school.id)
         admins[school.id], _ = await identity.user(world.root, Role.ADMIN, school.id)
     # The district's directory leads into one of its schools.
-    await identity.directories.CreateDirectory(
-        wanted(world.ldap, row("Admins", Role.ADMIN, north.id), org_id=district.id),
-        metadata=world.root,
-    )
+    await named_directory(world, district.id, row("Admins", Role.ADMIN, north.id))
     await policy(world, world.root, district.id, "owners-only")
     found = await policy(world, callers_of[north.id], north.id, "all")
     assert (found.local_login, found.effective_local_login) == ("all", "owners-only")
