@@ -13,7 +13,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import tenant_id
+from cli.places import one_named, tenant_id
 from cli.tables import show_list
 
 if TYPE_CHECKING:
@@ -454,13 +454,7 @@ def named(api: Api, path: str, members: str, what: str, name: str) -> dict[str, 
     Raises:
         CliError: there is none, or more than one with the name.
     """
-    listed: Iterator[dict[str, Any]] = api.pages(path, members, _ALL)
-    found = [one for one in listed if name in {one["id"], one["name"]}]
-    if not found:
-        raise CliError(f"you see no {what} with the name or id {name}")
-    if len(found) > 1:
-        raise CliError(f"{len(found)} of what you see have the name {name}; give the id")
-    return found[0]
+    return one_named(api.pages(path, members, _ALL), name, what)
 
 
 def _found(api: Api, name: str) -> dict[str, Any]:

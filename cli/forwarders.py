@@ -11,6 +11,7 @@ import typer
 from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import one_named
 from cli.session import session
 from cli.tables import moment, show_list, table
 from deploy.private_files import write_private
@@ -316,17 +317,7 @@ def _found(api: Api, named: str) -> Any:
     Raises:
         CliError: there is none, or there are several.
     """
-    known = _all(api)
-    # An id first: a tenant below may have given it to a forwarder as a name.
-    found = [one for one in known if one["id"] == named] or [
-        one for one in known if one["name"] == named
-    ]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        ids = ", ".join(one["id"] for one in found)
-        raise CliError(f"there are {len(found)} forwarders {named!r}: {ids}; give an id")
-    raise CliError(f"there is no forwarder {named!r}; `evergreen forwarders list` shows all")
+    return one_named(_all(api), named, "forwarder")
 
 
 def _set(api: Api, named: str, *, enabled: bool) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from uuid import UUID
@@ -82,6 +82,29 @@ def codes_of(api: Api) -> dict[str, str]:
         return {one["id"]: one["code"] for one in api.pages("/api/tenants", "tenants", ALL)}
     except CliError:
         return {}
+
+
+def one_named(found: Iterable[dict[str, Any]], name: str, what: str) -> dict[str, Any]:
+    """What has an id or a name.
+
+    Args:
+        found: what the caller sees; of several tenants more than one may have the name.
+        what: what it is, in words.
+
+    Raises:
+        CliError: nothing has it, or several have.
+    """
+    known = list(found)
+    # An id first: somebody below may have given it to another as a name.
+    named = [one for one in known if one["id"] == name] or [
+        one for one in known if one["name"] == name
+    ]
+    if not named:
+        raise CliError(f"you see no {what} with the name or id {name}")
+    if len(named) > 1:
+        ids = ", ".join(one["id"] for one in named)
+        raise CliError(f"{len(named)} of what you see have the name {name}: {ids}; give the id")
+    return named[0]
 
 
 def serials_of(api: Api, ids: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import tenant_id
+from cli.places import one_named, tenant_id
 from cli.session import session
 from cli.tables import moment, show_list
 
@@ -234,20 +234,6 @@ def account_named(api: Api, name: str) -> dict[str, Any]:
     """
     accounts = api.pages("/api/service-accounts", "serviceAccounts", _ALL)
     return one_named(list(accounts), name, "service account")
-
-
-def one_named(found: Sequence[dict[str, Any]], name: str, what: str) -> dict[str, Any]:
-    """What has a name or an id.
-
-    Raises:
-        CliError: nothing has it, or several have.
-    """
-    named = [one for one in found if name in {one["id"], one["name"]}]
-    if not named:
-        raise CliError(f"you see no {what} with the name or id {name}")
-    if len(named) > 1:
-        raise CliError(f"{len(named)} have the name {name}; name one by its id")
-    return named[0]
 
 
 def _found(api: Api, name: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_a_forwarders_life(stack: Stack, tmp_path: Path) -> None:
     assert "--yes" in evergreen("forwarders", "delete", name, "--home", stack.home).stderr
     run("delete", shown["id"], "--yes")
     gone = evergreen("forwarders", "show", name, "--home", stack.home)
-    assert (gone.returncode, "there is no forwarder" in gone.stderr) == (2, True)
+    assert (gone.returncode, "you see no forwarder" in gone.stderr) == (2, True)
 
 
 def test_what_cannot_be_made_is_said(stack: Stack) -> None:

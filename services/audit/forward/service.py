@@ -22,7 +22,7 @@ from contract.events.audit import (
 )
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Scope
-from servicekit.errors import failed_precondition, invalid_field, not_found
+from servicekit.errors import already_exists, failed_precondition, invalid_field, not_found
 from servicekit.etags import check_etag
 from servicekit.ids import new_id
 from servicekit.messaging.events import CloudEvent
@@ -168,7 +168,8 @@ class Forwarders:
 
         Raises:
             DomainError: NOT_FOUND for a tenant that is not in the subtree; INVALID_ARGUMENT with
-                the field; FAILED_PRECONDITION when there are too many.
+                the field; ALREADY_EXISTS when another one of the tenant has the name;
+                FAILED_PRECONDITION when there are too many.
         """
         tenant_id = org_id or UUID(call.caller.tenant_id)
         await self._tenants.require(call.caller, tenant_id, to_add=True)
@@ -211,6 +212,7 @@ class Forwarders:
                     f"a tenant has at most {self._most}, an installation {MOST_PER_INSTALLATION};"
                     " delete one",
                 )
+            await _check_name_free(connection, forwarder)
             await store.insert(connection, forwarder)
             await self._begin(connection, forwarder)
             event = ForwarderCreated(id=forwarder.id, after=messages.snapshot(forwarder))
@@ -223,8 +225,8 @@ class Forwarders:
         """Changes a forwarder, and has it try at once.
 
         Raises:
-            DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ABORTED when its etag is
-                another.
+            DomainError: NOT_FOUND; INVALID_ARGUMENT with the field; ALREADY_EXISTS as `create`;
+                ABORTED when its etag is another.
         """
         scope = await self._tenants.query_scope(call.caller)
         before = await self._found(call, forwarder_id)
@@ -240,6 +242,9 @@ class Forwarders:
             after, secret = self._changed(before, change)
             if after != before:
                 after = replace(after, revision=before.revision + 1, updated_at=self._clock())
+                if after.name != before.name:
+                    await store.lock_all(connection)
+                    await _check_name_free(connection, after)
                 await store.update(connection, after)
                 if after.below_too and not before.below_too:
                     # Those below begin with what comes; what waits of its own stays.
@@ -480,6 +485,17 @@ class Forwarders:
                 "webhook.url" if is_webhook else "syslog.host",
                 f"is not allowed: {why}; the operator can name it in EVERGREEN_FORWARD_ALLOW",
             )
+
+
+async def _check_name_free(connection: Connection, forwarder: Forwarder) -> None:
+    """Refuses a name that another forwarder of the tenant has: commands go by names. Those that
+    have the same one from before go on, and keep it.
+
+    Raises:
+        DomainError: ALREADY_EXISTS.
+    """
+    if await store.has_name(connection, forwarder):
+        raise already_exists("NAME_TAKEN", "name: already in use by another forwarder")
 
 
 def _starting(start_at: str) -> datetime | None:

@@ -102,6 +102,18 @@ async def count(connection: Connection, tenant_id: UUID) -> tuple[int, int]:
     return row["own"], row["found"]
 
 
+async def has_name(connection: Connection, forwarder: Forwarder) -> bool:
+    """Whether another forwarder of the tenant has a forwarder's name."""
+    found: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM audit.forwarder WHERE tenant_id = $1 AND name = $2"
+        " AND id <> $3)",
+        forwarder.tenant_id,
+        forwarder.name,
+        forwarder.id,
+    )
+    return found
+
+
 async def insert(connection: Connection, forwarder: Forwarder) -> None:
     """Adds a forwarder."""
     await connection.execute(

@@ -41,8 +41,9 @@ from services.identity.directories.domain import (
 )
 from services.identity.directories.threads import DirectoryThreads
 from services.identity.sources import store as sources_store
+from services.identity.sources.checks import check_name_free, check_rows_lead_below
 from services.identity.sources.domain import RoleMapping, Source
-from services.identity.sources.service import SourceAccounts, check_rows_lead_below
+from services.identity.sources.service import SourceAccounts
 
 
 class Directories:
@@ -132,8 +133,8 @@ class Directories:
             reading: those of a `Reading` that are not the kind's.
 
         Raises:
-            DomainError: NOT_FOUND for the tenant; INVALID_ARGUMENT; FAILED_PRECONDITION when the
-                tenant has enough of them.
+            DomainError: NOT_FOUND for the tenant; INVALID_ARGUMENT; ALREADY_EXISTS when another one
+                of the tenant has the name; FAILED_PRECONDITION when the tenant has enough of them.
         """
         own = UUID(call.caller.tenant_id)
         tenant = await self._tenants.require(call.caller, org_id or own, to_add=True)
@@ -164,6 +165,7 @@ class Directories:
                 raise failed_precondition(
                     "TOO_MANY_DIRECTORIES", f"the tenant has {MOST} of them; delete one first"
                 )
+            await check_name_free(connection, directory.source, "directory")
             check_rows_lead_below(
                 self._tenants, directory.source, directory.mappings, directory.mappings, "directory"
             )
@@ -187,7 +189,7 @@ class Directories:
             bind_password: another one; `None` to keep it.
 
         Raises:
-            DomainError: NOT_FOUND; INVALID_ARGUMENT.
+            DomainError: NOT_FOUND; INVALID_ARGUMENT; ALREADY_EXISTS as `create`.
         """
         scope = await self._tenants.query_scope(call.caller)
         at = self._clock()
@@ -200,6 +202,8 @@ class Directories:
             if after == before:
                 return before
             self._check(after)
+            if after.source.name != before.source.name:
+                await check_name_free(connection, after.source, "directory")
             new = [row for row in after.mappings if row not in before.mappings]
             check_rows_lead_below(self._tenants, after.source, after.mappings, new, "directory")
             if bind_password is None and _leads_elsewhere(before, after):

@@ -27,7 +27,7 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from services.identity.api_tokens.ends import end_tokens_of_source
 from services.identity.directories.domain import MOST
-from services.identity.scim import store
+from services.identity.scim import people_store, standing_store, store
 from services.identity.scim.domain import (
     MOST_NEW_ACCOUNTS,
     PENDING,
@@ -37,8 +37,9 @@ from services.identity.scim.domain import (
 )
 from services.identity.scim.settling import Settling
 from services.identity.sources import store as sources_store
+from services.identity.sources.checks import check_name_free, check_rows_lead_below
 from services.identity.sources.domain import RoleMapping, Source, check_mappings
-from services.identity.sources.service import SourceAccounts, check_rows_lead_below
+from services.identity.sources.service import SourceAccounts
 from services.identity.tenants import store as tenants_store
 from services.identity.users import store as users_store
 from services.identity.users.domain import check_not_self
@@ -100,7 +101,7 @@ class ScimSources:
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
             await self._found(connection, scope, source_id)
-            return await store.listed_people(connection, source_id, after, limit)
+            return await people_store.listed_people(connection, source_id, after, limit)
 
     async def create(
         self,
@@ -114,8 +115,8 @@ class ScimSources:
         """Adds a source.
 
         Raises:
-            DomainError: NOT_FOUND for the tenant; INVALID_ARGUMENT; FAILED_PRECONDITION when the
-                tenant has enough of them.
+            DomainError: NOT_FOUND for the tenant; INVALID_ARGUMENT; ALREADY_EXISTS when another one
+                of the tenant has the name; FAILED_PRECONDITION when the tenant has enough of them.
         """
         own = UUID(call.caller.tenant_id)
         tenant = await self._tenants.require(call.caller, org_id or own, to_add=True)
@@ -141,6 +142,7 @@ class ScimSources:
                     f"the tenant has {MOST} directories, providers and SCIM sources; delete one"
                     " first",
                 )
+            await check_name_free(connection, source.source, "SCIM source")
             check_rows_lead_below(self._tenants, source.source, mappings, mappings, "source")
             await store.insert_source(connection, source)
             event = ScimSourceCreated(id=source.id, after=source.snapshot())
@@ -156,7 +158,7 @@ class ScimSources:
             change: makes of the source what it is to be.
 
         Raises:
-            DomainError: NOT_FOUND; INVALID_ARGUMENT.
+            DomainError: NOT_FOUND; INVALID_ARGUMENT; ALREADY_EXISTS as `create`.
         """
         scope = await self._tenants.query_scope(call.caller)
         at = self._clock()
@@ -169,6 +171,8 @@ class ScimSources:
             if after == before:
                 return before
             check_mappings(after.mappings)
+            if after.source.name != before.source.name:
+                await check_name_free(connection, after.source, "SCIM source")
             new = [row for row in after.mappings if row not in before.mappings]
             check_rows_lead_below(self._tenants, after.source, after.mappings, new, "source")
             later = before.source.updated_at + timedelta(microseconds=1)
@@ -224,7 +228,7 @@ class ScimSources:
                 raise not_found("user of the SCIM source", user_id)
             check_not_self(call.caller.id, user)
             await self._accounts.unlink(connection, source.source, user, at)
-            await store.write_problems(connection, {UUID(subject): UNLINKED})
+            await standing_store.write_problems(connection, {UUID(subject): UNLINKED})
             await self._settling.note_held(connection, source.source)
             after = await self._found(connection, scope, source_id)
         await self._tenants.follower.try_refresh()
@@ -268,7 +272,7 @@ class ScimSources:
             "an address is one in the whole system"
         ) as connection:
             source = await self._found(connection, scope, source_id, lock="FOR UPDATE")
-            held = await store.held_people(connection, source_id)
+            held = await standing_store.held_people(connection, source_id)
             if not held:
                 raise failed_precondition("NOTHING_HELD", "nobody is held")
             if len(held) > users:
@@ -292,8 +296,8 @@ class ScimSources:
         async with self._database.system_transaction(
             "sources of all tenants have something left to do"
         ) as connection:
-            await store.forget_gone(connection)
-            await store.note_disabled(connection)
+            await people_store.forget_gone(connection)
+            await standing_store.note_disabled(connection)
             left = await store.unsettled(connection)
         for source_id in left:
             try:
@@ -313,14 +317,14 @@ class ScimSources:
             source = await store.source(connection, SYSTEM, source_id, lock="FOR UPDATE")
             if source is None or not source.source.enabled:
                 return False
-            waiting = await store.people_with(connection, source_id, PENDING, MOST_NEW_ACCOUNTS)
+            waiting = await standing_store.people_with(connection, source_id, PENDING, MOST_NEW_ACCOUNTS)
             own = await tenants_store.below(
                 connection,
                 source.source.tenant_id,
-                await store.tenants_of_domains(connection),
+                await standing_store.tenants_of_domains(connection),
             )
-            freed = await store.freed_people(connection, source_id, sorted(own), MOST_NEW_ACCOUNTS)
-            held = await store.held_people(connection, source_id)
+            freed = await standing_store.freed_people(connection, source_id, sorted(own), MOST_NEW_ACCOUNTS)
+            held = await standing_store.held_people(connection, source_id)
             people = [*waiting, *freed, *held]
             await self._settling.settle(connection, source.source, people, self._clock())
         if waiting or freed:

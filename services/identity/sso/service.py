@@ -36,8 +36,9 @@ from servicekit.security.sealing import Sealer
 from servicekit.texts import normal_email
 from services.identity.directories.domain import MOST
 from services.identity.sources import store as sources_store
+from services.identity.sources.checks import check_name_free, check_rows_lead_below
 from services.identity.sources.domain import RoleMapping, Source, domain_of
-from services.identity.sources.service import SourceAccounts, check_rows_lead_below
+from services.identity.sources.service import SourceAccounts
 from services.identity.sso import store
 from services.identity.sso.domain import (
     EMAIL_CLAIM,
@@ -175,7 +176,8 @@ class Providers:
 
         Raises:
             DomainError: NOT_FOUND for the tenant; INVALID_ARGUMENT; PERMISSION_DENIED for a button
-                that everybody sees; FAILED_PRECONDITION when the tenant has enough of them.
+                that everybody sees; ALREADY_EXISTS when another one of the tenant has the name;
+                FAILED_PRECONDITION when the tenant has enough of them.
         """
         own = UUID(call.caller.tenant_id)
         tenant = await self._tenants.require(call.caller, org_id or own, to_add=True)
@@ -212,6 +214,7 @@ class Providers:
                     "TOO_MANY_PROVIDERS",
                     f"the tenant has {MOST} directories and providers; delete one first",
                 )
+            await check_name_free(connection, provider.source, "provider")
             check_rows_lead_below(
                 self._tenants, provider.source, provider.mappings, provider.mappings, "provider"
             )
@@ -234,7 +237,8 @@ class Providers:
             secret: another one; `None` to keep it.
 
         Raises:
-            DomainError: NOT_FOUND; INVALID_ARGUMENT; PERMISSION_DENIED as `create`.
+            DomainError: NOT_FOUND; INVALID_ARGUMENT; PERMISSION_DENIED and ALREADY_EXISTS as
+                `create`.
         """
         scope = await self._tenants.query_scope(call.caller)
         at = self._clock()
@@ -250,6 +254,8 @@ class Providers:
             if after.login_button != before.login_button:
                 self._check_button(call, shown=after.login_button)
             renamed = after.source.name != before.source.name
+            if renamed:
+                await check_name_free(connection, after.source, "provider")
             if after.login_button and (renamed or _leads_elsewhere(before, after)):
                 # Everybody reads the name, and is led there.
                 self._check_button(call, shown=True)

@@ -43,6 +43,7 @@ class World:
     receiver: Receiver
     time: Time
     admin: callers.Metadata
+    made: int = 0
 
     async def record(self, *events: Any) -> None:
         await self.audit.record(*events)
@@ -50,7 +51,9 @@ class World:
     async def create(self, by: callers.Metadata | None = None, **more: Any) -> pb.Forwarder:
         """A webhook to the receiver, from the beginning."""
         webhook = {"url": self.receiver.url} | more.pop("webhook", {})
-        request = {"name": "SIEM", "kind": "webhook", "start_at": "beginning"} | more
+        self.made += 1
+        name = f"SIEM {self.made}" if self.made > 1 else "SIEM"
+        request = {"name": name, "kind": "webhook", "start_at": "beginning"} | more
         return await self.audit.forwarders.CreateForwarder(
             pb.CreateForwarderRequest(webhook=webhook, **request), metadata=by or self.admin
         )

@@ -178,6 +178,20 @@ async def test_a_tenant_has_so_many(start_world: StartWorld) -> None:
     assert len(await world.told("audit.forwarder_deleted")) == 1
 
 
+async def test_a_name_is_one_forwarders(world: World) -> None:
+    """Of a tenant: commands go by names. What has the same name from before works, and keeps it."""
+    made = await world.create(name="SIEM", enabled=False)
+    refused = await refusal(world.create(name="SIEM", enabled=False))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "NAME_TAKEN")
+    other = await world.create(name="Other", enabled=False)
+    assert (await refusal(world.update(other.id, name="SIEM"))).reason == "NAME_TAKEN"
+    assert (await world.get(other.id)).etag == other.etag
+    await world.create(callers.user(RESELLER.id), name="SIEM", enabled=False)
+    await world.audit.sql("UPDATE audit.forwarder SET name = 'SIEM' WHERE name = 'Other'")
+    assert (await world.update(other.id, name="SIEM", enabled=True)).enabled
+    assert (await world.update(made.id, name="SIEM", enabled=True)).enabled
+
+
 async def test_an_organisation_that_is_made_later_is_forwarded(world: World) -> None:
     """From its first entry on."""
     await world.create(callers.user(RESELLER.id), start_at="now")

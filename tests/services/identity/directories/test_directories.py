@@ -23,6 +23,7 @@ from tests.fakes.ldap import SERVICE_PASSWORD, FakeDirectory, group_dn
 from tests.services.identity.directories.test_threads import settings
 from tests.support.directories import DOMAIN, LOCAL, World, fake, reason, row, wanted, world
 from tests.support.identity import refused
+from tests.support.refusals import refusal
 
 __all__ = ["fake", "world"]  # the fixtures
 
@@ -221,68 +222,7 @@ async def test_a_domain_is_assigned_from_above(world: World) -> None:
     only the organisation's own directories answer for it."""
     domains = world.identity.domains
 
-    async def refusal(call: Any) -> tuple[str, str]:
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await call
-        return refused(error)["status"], reason(error)
-
-    mine = pb.CreateEmailDomainRequest(domain="mine.example", org_id=world.school.id)
-    assert await refusal(domains.CreateEmailDomain(mine, metadata=world.owner)) == (
-        "PERMISSION_DENIED",
-        "DOMAINS_COME_FROM_ABOVE",
-    )
-    other = await world.identity.org(world.root, "Other")
-    taken = pb.CreateEmailDomainRequest(domain=DOMAIN, org_id=other.id)
-    assert await refusal(domains.CreateEmailDomain(taken, metadata=world.root)) == (
-        "ALREADY_EXISTS",
-        "DOMAIN_TAKEN",
-    )
-    theirs = pb.CreateEmailDomainRequest(domain="other.example", org_id=other.id)
-    await domains.CreateEmailDomain(theirs, metadata=world.root)
-    foreign = pb.UpdateEmailDomainRequest(domain="other.example", source_id=world.directory.id)
-    assert (await refusal(domains.UpdateEmailDomain(foreign, metadata=world.root)))[0] == (
-        "INVALID_ARGUMENT"
-    )
-    assert (await refusal(domains.UpdateEmailDomain(foreign, metadata=world.owner)))[0] == (
-        "NOT_FOUND"
-    )
-    delete = pb.DeleteEmailDomainRequest(domain=DOMAIN)
-    assert (await refusal(domains.DeleteEmailDomain(delete, metadata=world.owner)))[0] == (
-        "PERMISSION_DENIED"
-    )
-    seen = await domains.ListEmailDomains(pb.ListEmailDomainsRequest(), metadata=world.owner)
-    assert [one.domain for one in seen.domains] == [DOMAIN]
-    await world.identity.user(world.root, Role.AUDITOR, other.id, "a@used.example")
-    used = pb.CreateEmailDomainRequest(domain="used.example", org_id=world.school.id)
-    assert await refusal(domains.CreateEmailDomain(used, metadata=world.root)) == (
-        "FAILED_PRECONDITION",
-        "DOMAIN_IN_USE",
-    )
-    above = pb.CreateEmailDomainRequest(domain="used.example", org_id=world.school.parent_id)
-    await domains.CreateEmailDomain(above, metadata=world.root)
-    own = pb.CreateEmailDomainRequest(domain="root.example", org_id=world.school.parent_id)
-    await domains.CreateEmailDomain(own, metadata=world.root)
-    for bad in ("School.example", "@school.example", "school..example", "-a.example", "a b"):
-        wrong = pb.CreateEmailDomainRequest(domain=bad, org_id=world.school.id)
-        assert (await refusal(domains.CreateEmailDomain(wrong, metadata=world.root)))[0] == (
-            "INVALID_ARGUMENT"
-        )
-    await domains.DeleteEmailDomain(delete, metadata=world.root)
-    assert await world.refused("anna") == "WRONG_CREDENTIALS"
-
-
-async def test_a_tenant_has_so_many_directories(world: World) -> None:
-    """Ten; another tenant's do not count."""
-    request = wanted(world.ldap)
-    for _ in range(9):
-        await world.identity.directories.CreateDirectory(request, metadata=world.owner)
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await world.identity.directories.CreateDirectory(request, metadata=world.owner)
-    assert reason(error) == "TOO_MANY_DIRECTORIES"
-    await world.identity.directories.CreateDirectory(request, metadata=world.root)
-
-
-async def test_all_rows_can_be_taken_away(world: World) -> None:
+    async def test_all_rows_can_be_taken_away(world: World) -> None:
     """By a word of its own, for no rows stand for those that there are. Snapshots in the log have
     all that decides who gets in."""
     world.ldap.person("anna", "Admins")

@@ -187,6 +187,58 @@ async def test_other_mappings_count_at_once(world: World) -> None:
     assert (users["berta"].role, users["berta"].status) == ("Auditor", "active")
 
 
+async def test_no_half_of_other_mappings_is_ever_in_force(world: World) -> None:
+    """While they are taken over, all is as before; when somebody cannot be changed, it stays so."""
+    world.ldap.person("anna", "Admins")
+    world.ldap.person("berta", "Admins")
+    sessions = [await world.login(name) for name in ("anna", "berta")]
+    before = await world.users()
+    rows = [row("Admins", Role.AUDITOR)]
+
+    async def check_as_before() -> None:
+        assert await world.users() == before
+        found = await world.identity.directories.GetDirectory(
+            pb.GetDirectoryRequest(id=world.directory.id), metadata=world.owner
+        )
+        assert found.role_mappings == world.directory.role_mappings
+        assert all([await world.is_open(session) for session in sessions])
+
+    connection = await world.identity.database.superuser()
+    try:
+        async with connection.transaction():
+            # The last one that is changed.
+            await connection.execute(
+                "SELECT FROM identity.account WHERE id = $1 FOR UPDATE",
+                max(before[name].id for name in ("anna", "berta")),
+            )
+            change = asyncio.create_task(world.update(role_mappings=rows))
+            async with asyncio.timeout(20):
+                while not await connection.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                ):
+                    await asyncio.sleep(0.05)
+            await check_as_before()
+            change.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await change
+        await check_as_before()
+        await connection.execute(
+            "CREATE FUNCTION identity.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE 'refused'; END $$;"
+            "CREATE TRIGGER refuse BEFORE UPDATE ON identity.account FOR EACH ROW"
+            " WHEN (old.email LIKE 'berta@%') EXECUTE FUNCTION identity.refuse()"
+        )
+        with pytest.raises(grpc.aio.AioRpcError):
+            await world.update(role_mappings=rows)
+        await check_as_before()
+        await connection.execute("DROP TRIGGER refuse ON identity.account")
+    finally:
+        await connection.close()
+    await world.update(role_mappings=rows)
+    users = await world.users()
+    assert {users[name].role for name in ("anna", "berta")} == {"Auditor"}
+
+
 async def test_a_narrower_filter_counts_for_everybody(world: World) -> None:
     """Who does not match the filter any more is nobody of the directory's."""
     world.ldap.person("anna", "Admins")
