@@ -1,8 +1,9 @@
 local HEADER = "{{header}}"
 local byte, find, sub = string.byte, string.find, string.sub
 
--- The messages: a member's name leads to its message, or to false where anything may stand.
--- [1] is what every name of a map leads to.
+-- The messages: a member's name leads to its message, to "b" where true or false has to stand, and to
+-- false where the transcoder knows better. [1] is what every name of a map leads to, [2] what stands
+-- in a list.
 local M = {}
 {{messages}}
 -- The calls by their paths: "*" is a variable segment, [1] has the messages by HTTP method.
@@ -43,7 +44,7 @@ local function check_query(query, message, found)
     if value ~= "" and message then
       local node = message
       for part in (name .. "."):gmatch("([^.]*)%.") do
-        if node then node = node[unescaped(part)] else node = nil end
+        if type(node) == "table" then node = node[unescaped(part)] else node = nil end
       end
       if node == nil then note(found, "q", unescaped(name)) end
     end
@@ -62,9 +63,10 @@ local function member_name(text)
   end))
 end
 
-local function path_to(names, depth, name)
+-- The path of the member or the item that is being read.
+local function path_to(names, depth)
   local path = ""
-  for level = 2, depth do
+  for level = 2, depth + 1 do
     local step = names[level]
     if type(step) == "number" then
       path = path .. "[" .. step .. "]"
@@ -72,7 +74,16 @@ local function path_to(names, depth, name)
       path = path .. (path == "" and "" or ".") .. step
     end
   end
-  return path .. (path == "" and "" or ".") .. name
+  return path
+end
+
+-- Notes what stands where true or false has to, or a list.
+local function check_type(node, is_bool, found, names, depth)
+  if node == "b" then
+    if not is_bool then note(found, "tb", path_to(names, depth)) end
+  elseif node[2] ~= nil then
+    note(found, "tl", path_to(names, depth))
+  end
 end
 
 -- What may come next.
@@ -93,8 +104,10 @@ local function string_end(text, at, escape)
   end
 end
 
--- Goes through a text as RFC 8259 has it, once; notes members that no field has.
--- Answers false when it is not JSON. What stands in a string or a number the transcoder checks.
+-- Goes through a text as RFC 8259 has it, once; notes members that no field has, and those of two
+-- types that the transcoder does not insist on: it takes "yes" and "0" for true and false, and
+-- what stands alone for a list of one. Answers false when it is not JSON. What stands in a string
+-- or a number the transcoder checks.
 local function check_body(text, message, found)
   local size, at, depth, expect, escape = #text, 1, 0, VALUE, 0
   local nodes, names, is_array = {[0] = false}, {}, {}
@@ -114,14 +127,15 @@ local function check_body(text, message, found)
           local name = member_name(sub(text, at + 1, stop - 1))
           node = inside[name]
           if node == nil then node = inside[1] end
+          names[depth + 1] = name
           if node == nil then
-            note(found, "b", path_to(names, depth, name))
+            note(found, "b", path_to(names, depth))
             node = false
           end
-          names[depth + 1] = name
         end
       elseif expect <= FIRST_VALUE then
         expect = AFTER
+        if node then check_type(node, false, found, names, depth) end
       else
         return false
       end
@@ -140,6 +154,14 @@ local function check_body(text, message, found)
       expect, at = VALUE, at + 1
     elseif c == 123 or c == 91 then
       if expect > FIRST_VALUE or depth == DEEPEST then return false end
+      if node then
+        if c == 123 or node == "b" then check_type(node, false, found, names, depth) end
+        if node == "b" then
+          node = false
+        elseif c == 91 or node[2] ~= nil then
+          node = node[2] or false
+        end
+      end
       depth = depth + 1
       nodes[depth], is_array[depth] = node, c == 91
       names[depth + 1] = c == 91 and 0
@@ -162,6 +184,9 @@ local function check_body(text, message, found)
       if not (c == 45 or c >= 48 and c <= 57) then
         local word = sub(text, first, at - 1)
         if word ~= "true" and word ~= "false" and word ~= "null" then return false end
+        if node and word ~= "null" then check_type(node, true, found, names, depth) end
+      elseif node then
+        check_type(node, false, found, names, depth)
       end
       expect = AFTER
     end

@@ -93,6 +93,56 @@ async def test_members_that_no_field_has(gateway: Gateway, body: bytes, unknown:
     assert _unknown(await _sent(gateway, "POST", "/api/users", content=body)) == unknown
 
 
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        *((f'{{"signed": {value}}}', []) for value in ("true", "false", "null")),
+        *(
+            (f'{{"name": "n", "signed" :{value}}}', ["tb:signed"])
+            for value in ('"yes"', '"true"', '"0"', '""')
+        ),
+        # What the bundle has is the service's to check.
+        ('{"bundle": {"signed": "yes", "x": [["y"]]}, "signed": "no", "x": 1}', None),
+    ],
+)
+async def test_true_and_false_are_words(
+    gateway: Gateway, body: str, wrong: list[str] | None
+) -> None:
+    """The transcoder takes texts for them: "yes" as true. The service is told of those."""
+    seen = await _sent(gateway, "POST", "/api/policies", content=body.encode())
+    assert _unknown(seen) == (["tb:signed", "b:x"] if wrong is None else wrong)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wrong"),
+    [
+        ("[]", []),
+        ("null", []),
+        ('[{"group": "a"}, {"group": "b", "role": "Admin"}]', []),
+        ('{"group": "a"}', ["tl:roleMappings"]),
+        ('{"grup": "a"}', ["tl:roleMappings", "b:roleMappings.grup"]),
+        ('[{"group": "a"}, {"grup": "b"}]', ["b:roleMappings[1].grup"]),
+    ],
+)
+async def test_lists_are_lists(gateway: Gateway, rows: str, wrong: list[str]) -> None:
+    """The transcoder takes what stands alone for a list of one. The service is told of it."""
+    body = f'{{"roleMappings": {rows}, "urls": ["a"], "enabled": true}}'.encode()
+    assert _unknown(await _sent(gateway, "POST", "/api/directories", content=body)) == wrong
+    body = f'{{"role_mappings": {rows}, "urls": "a", "enabled": true}}'.encode()
+    wrong = [one.replace("roleMappings", "role_mappings") for one in wrong]
+    seen = await _sent(gateway, "POST", "/api/directories", content=body)
+    assert _unknown(seen) == [*wrong, "tl:urls"]
+
+
+async def test_in_a_query_all_values_are_texts(gateway: Gateway) -> None:
+    """There the transcoder's words for true and false stay; a field has no members of its own."""
+    seen = await _sent(gateway, "GET", "/api/tenants?showDeleted=1")
+    assert identity_pb2.ListTenantsRequest.FromString(seen.body).show_deleted
+    assert _unknown(seen) == []
+    seen = await _sent(gateway, "GET", "/api/tenants?showDeleted.len=1")
+    assert _unknown(seen) == ["q:showDeleted.len"]
+
+
 async def test_a_policys_bundle_is_free(gateway: Gateway) -> None:
     """Anything may stand where a field takes any JSON; what stands beside it is looked at."""
     bundle = {"signature": {"x": [1, {"name": 2}]}, "": []}

@@ -1,8 +1,9 @@
-"""Refuses JSON calls with names that no field has.
+"""Refuses JSON calls with names that no field has, and with types that a field does not have.
 
-The gateway finds such names before its transcoder drops them (`deploy.gateway.members`), and hands
-them on in one header, as `b:` (body) or `q:` (query) and a percent-encoded path each. A native gRPC
-call has no such header: its unknown fields are newer ones, which protobuf ignores by design.
+The gateway finds them before its transcoder drops or turns them (`deploy.gateway.members`), and
+hands them on in one header: as `b:` (body) or `q:` (query) for a name, `tb:` or `tl:` for what has
+to be true or false, or a list, and a percent-encoded path each. A native gRPC call has no such
+header: its unknown fields are newer ones, which protobuf ignores by design.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from servicekit.errors import DomainError, FieldViolation, invalid, invalid_fiel
 
 _INVALID: Final = "invalid"
 _UNREAD: Final = "unread"
+_TYPES: Final = {"tb": "must be true or false", "tl": "must be a list"}
 _STEP: Final = re.compile(r"\[\d+\]")
 _CUTOFF: Final = 0.6
 _LISTED: Final = 12
@@ -52,6 +54,9 @@ def _violations(header: str, request: Message) -> Iterator[FieldViolation]:
     for entry in dict.fromkeys(header.split(",")):
         where, _, escaped = entry.partition(":")
         path = unquote(escaped, errors="replace")
+        if where in _TYPES:
+            yield FieldViolation(path, _TYPES[where])
+            continue
         what = "query parameter" if where == "q" else "field"
         hint = _hint(path, request.DESCRIPTOR)  # type: ignore[arg-type]  # the stubs know two classes
         yield FieldViolation(path, f"no such {what}; {hint}")

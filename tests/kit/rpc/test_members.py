@@ -38,6 +38,8 @@ EVENTS = device_pb2.ReportEventsRequest()
         ),
         (USER, "b:%C3%A4%2C", "\u00e4,: no such field; known are "),
         (USER, "b:%FF", "\ufffd: no such field; known are "),
+        (USER, "tb:signed", "signed: must be true or false"),
+        (USER, "tl:items[3].groups", "items[3].groups: must be a list"),
         (USER, "invalid", "body: must be JSON as RFC 8259 has it"),
         (USER, "unread", "request: could not be read; write the address as documented"),
     ],
