@@ -56,7 +56,9 @@ from cli import (
 from cli.backup import scheduled as backup
 from cli.cluster import commands as cluster
 from cli.doctor import commands as doctor
+from cli.plain_help import show_plain_words
 
+show_plain_words()
 app = typer.Typer(
     name="evergreen",
     help="Runs and administers the Evergreen Selfhost Backend.",
