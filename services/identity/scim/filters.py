@@ -27,6 +27,7 @@ _TOKEN: Final = re.compile(
 )
 _OPERATORS: Final = frozenset({"eq", "ne", "co", "sw", "ew", "gt", "ge", "lt", "le"})
 _LITERALS: Final = {"true": True, "false": False, "null": None}
+_TIMES: Final = {"created": "created_at", "lastmodified": "updated_at"}
 
 Value: TypeAlias = str | int | float | bool | None
 
@@ -385,3 +386,26 @@ def _as_bool(value: Any) -> bool | None:
     if isinstance(value, str):
         return {"true": True, "false": False}.get(value.lower())
     return value if isinstance(value, bool) else None
+
+
+def time_fields(alias: str) -> Fields:
+    """Fields of times, which people and groups have alike.
+
+    Args:
+        alias: of their table.
+    """
+    return {f"meta.{name}": Field(f"{alias}.{column}", "time") for name, column in _TIMES.items()}
+
+
+def narrowed(
+    of_source: str, source_id: UUID, found: Filter | None, fields: Fields, urn: str
+) -> tuple[str, list[Any]]:
+    """A condition for rows of a source for which a filter holds, and its parameters.
+
+    Args:
+        of_source: the condition for all of them; `$1` is the source.
+    """
+    parameters: list[Any] = [source_id]
+    if found is None:
+        return of_source, parameters
+    return f"{of_source} AND ({to_sql(found, fields, parameters, urn)})", parameters

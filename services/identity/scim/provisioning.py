@@ -36,7 +36,7 @@ from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.peers.tenants import TenantDirectory
 from services.identity.api_tokens import store as tokens_store
-from services.identity.scim import resources, store, ways_in
+from services.identity.scim import group_store, people_store, resources, standing_store, ways_in
 from services.identity.scim.domain import (
     MOST_EVENT_MEMBERS,
     MOST_GROUPS,
@@ -99,8 +99,8 @@ class Provisioning:
     ) -> tuple[int, list[ShownUser]]:
         """People of the source for whom a filter holds, and how many they are."""
         async with self._reading(call) as (connection, source):
-            total, users = await store.list_people(connection, source.id, found, start, count)
-            groups = await store.groups_of(connection, [one.id for one in users])
+            total, users = await people_store.list_people(connection, source.id, found, start, count)
+            groups = await people_store.groups_of(connection, [one.id for one in users])
         return total, [ShownUser(one, groups.get(one.id, ())) for one in users]
 
     async def user(self, call: Call, user_id: str) -> ShownUser:
@@ -133,7 +133,7 @@ class Provisioning:
                 created_at=at,
                 updated_at=at,
             )
-            before = await store.same_person(connection, user)
+            before = await people_store.same_person(connection, user)
             if before is not None and before.deleted_at is None:
                 raise taken("userName")
             if before is not None:
@@ -141,12 +141,12 @@ class Provisioning:
                     # Maybe another human. Where the loss of access was held, all is still there.
                     await ways_in.close(connection, self._outbox, source, [str(before.id)], at)
                 user = replace(user, id=before.id, updated_at=_later(before.updated_at, at))
-            elif await store.count_people(connection, source.id) >= MOST_PEOPLE:
+            elif await people_store.count_people(connection, source.id) >= MOST_PEOPLE:
                 raise failed_precondition(
                     "TOO_MANY_USERS", f"the source has {MOST_PEOPLE} users; delete some first"
                 )
             await self._check_address(connection, source, user)
-            await store.write_person(connection, user)
+            await people_store.write_person(connection, user)
             event = ScimPersonCreated(id=user.id, after=user.snapshot())
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
             await self._settling.settle(connection, source, [user.id], at)
@@ -194,7 +194,7 @@ class Provisioning:
             after = replace(after, updated_at=_later(before.updated_at, at))
             if after.email != before.email:
                 await self._check_address(connection, source, after)
-            await store.write_person(connection, after)
+            await people_store.write_person(connection, after)
             event = ScimPersonUpdated(id=after.id, before=before.snapshot(), after=after.snapshot())
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
         # Also when nothing is new: an administrator may have deleted the account, say.
@@ -212,8 +212,8 @@ class Provisioning:
             at = self._clock()
             before = await self._user(connection, source, user_id, if_match)
             after = replace(before, deleted_at=at, updated_at=_later(before.updated_at, at))
-            await store.write_person(connection, after)
-            await store.leave_groups(connection, before.id, at)
+            await people_store.write_person(connection, after)
+            await group_store.leave_groups(connection, before.id, at)
             event = ScimPersonDeleted(id=before.id, before=before.snapshot())
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
             await self._settling.settle(connection, source, [before.id], at)
@@ -233,7 +233,7 @@ class Provisioning:
     ) -> ScimUser:
         found = None
         if (known := _id(user_id)) is not None:
-            found = await store.person(connection, source.id, known)
+            found = await people_store.person(connection, source.id, known)
         if found is None:
             raise not_found("user", user_id)
         check_version(if_match, found.version)
@@ -241,7 +241,7 @@ class Provisioning:
 
     @staticmethod
     async def _shown_user(connection: Connection, user: ScimUser) -> ShownUser:
-        groups = await store.groups_of(connection, [user.id])
+        groups = await people_store.groups_of(connection, [user.id])
         return ShownUser(user, groups.get(user.id, ()))
 
     # Groups
@@ -255,7 +255,7 @@ class Provisioning:
             members: whether their members are listed, too; then a page may be shorter.
         """
         async with self._reading(call) as (connection, source):
-            total, groups = await store.list_groups(connection, source.id, found, start, count)
+            total, groups = await group_store.list_groups(connection, source.id, found, start, count)
             if not members:
                 return total, [ShownGroup(one) for one in groups]
             listed: list[ScimGroupRow] = []
@@ -265,7 +265,7 @@ class Provisioning:
                 if listed and many > _MOST_LISTED:
                     break
                 listed.append(one)
-            people = await store.members(connection, [one.id for one in listed])
+            people = await group_store.members(connection, [one.id for one in listed])
         return total, [ShownGroup(one, people.get(one.id, ())) for one in listed]
 
     async def group(self, call: Call, group_id: str, *, members: bool) -> ShownGroup:
@@ -287,7 +287,7 @@ class Provisioning:
         said = resources.group_body(body)
         async with self._changing(call) as (connection, source):
             at = self._clock()
-            if await store.count_groups(connection, source.id) >= MOST_GROUPS:
+            if await group_store.count_groups(connection, source.id) >= MOST_GROUPS:
                 raise failed_precondition(
                     "TOO_MANY_GROUPS", f"the source has {MOST_GROUPS} groups; delete some first"
                 )
@@ -300,15 +300,15 @@ class Provisioning:
                 created_at=at,
                 updated_at=at,
             )
-            await store.write_group(connection, group)
+            await group_store.write_group(connection, group)
             added = sorted(said.members or ())
             await self._check_members(connection, source, added)
-            await store.change_members(connection, group, added, [])
+            await group_store.change_members(connection, group, added, [])
             group = replace(group, members=len(added))
             after = replace(group.snapshot(), added=tuple(added[:MOST_EVENT_MEMBERS]))
             event = ScimGroupCreated(id=group.id, after=after)
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
-            if await store.is_mapped(connection, source.id, [group.id]):
+            if await standing_store.is_mapped(connection, source.id, [group.id]):
                 await self._settling.settle(connection, source, added, at)
             return await self._shown_group(connection, group, members=True)
 
@@ -325,7 +325,7 @@ class Provisioning:
         async with self._changing(call) as (connection, source):
             before = await self._group(connection, source, group_id, if_match)
             after = replace(before, display_name=said.display_name, external_id=said.external_id)
-            known = await store.member_ids(connection, before.id)
+            known = await group_store.member_ids(connection, before.id)
             wanted = said.members if said.members is not None else known
             return await self._change_group(
                 connection, source, before, after, wanted - known, known - wanted, members=members
@@ -348,12 +348,12 @@ class Provisioning:
             if change.external_id is not None:
                 after = replace(after, external_id=change.external_id)
             if change.instead is not None:
-                known = await store.member_ids(connection, before.id)
+                known = await group_store.member_ids(connection, before.id)
                 wanted = change.instead | change.added
                 added, removed = wanted - known, known - wanted
             else:
                 named = [*change.added, *change.removed]
-                known = await store.are_members(connection, before.id, named)
+                known = await group_store.are_members(connection, before.id, named)
                 added, removed = change.added - known, change.removed & known
             return await self._change_group(
                 connection, source, before, after, added, removed, members=members
@@ -373,12 +373,12 @@ class Provisioning:
         at = self._clock()
         if after != before or added or removed:
             after = replace(after, updated_at=_later(before.updated_at, at))
-            mapped = await store.is_mapped(connection, source.id, [before.id])
-            await store.write_group(connection, after)
-            mapped = mapped or await store.is_mapped(connection, source.id, [after.id])
+            mapped = await standing_store.is_mapped(connection, source.id, [before.id])
+            await group_store.write_group(connection, after)
+            mapped = mapped or await standing_store.is_mapped(connection, source.id, [after.id])
             come, gone = sorted(added), sorted(removed)
             await self._check_members(connection, source, come)
-            await store.change_members(connection, after, come, gone)
+            await group_store.change_members(connection, after, come, gone)
             after = replace(after, members=before.members + len(come) - len(gone))
             event = ScimGroupUpdated(
                 id=after.id,
@@ -392,7 +392,7 @@ class Provisioning:
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
             concerned = added | removed
             if _names(after) != _names(before):
-                concerned = concerned | await store.member_ids(connection, after.id)
+                concerned = concerned | await group_store.member_ids(connection, after.id)
             if mapped:
                 await self._settling.settle(connection, source, sorted(concerned), at)
         return await self._shown_group(connection, after, members=members)
@@ -406,9 +406,9 @@ class Provisioning:
         async with self._changing(call) as (connection, source):
             at = self._clock()
             before = await self._group(connection, source, group_id, if_match)
-            mapped = await store.is_mapped(connection, source.id, [before.id])
-            concerned = sorted(await store.member_ids(connection, before.id)) if mapped else []
-            await store.delete_group(connection, before)
+            mapped = await standing_store.is_mapped(connection, source.id, [before.id])
+            concerned = sorted(await group_store.member_ids(connection, before.id)) if mapped else []
+            await group_store.delete_group(connection, before)
             event = ScimGroupDeleted(id=before.id, before=before.snapshot())
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))
             await self._settling.settle(connection, source, concerned, at)
@@ -417,7 +417,7 @@ class Provisioning:
     async def _check_members(
         connection: Connection, source: Source, person_ids: Sequence[UUID]
     ) -> None:
-        known = await store.are_people(connection, source.id, person_ids)
+        known = await people_store.are_people(connection, source.id, person_ids)
         for one in person_ids:
             if one not in known:
                 raise resources.no_member(one)
@@ -427,7 +427,7 @@ class Provisioning:
     ) -> ScimGroupRow:
         found = None
         if (known := _id(group_id)) is not None:
-            found = await store.group(connection, source.id, known)
+            found = await group_store.group(connection, source.id, known)
         if found is None:
             raise not_found("group", group_id)
         check_version(if_match, found.version)
@@ -439,7 +439,7 @@ class Provisioning:
     ) -> ShownGroup:
         if not members:
             return ShownGroup(group)
-        people = await store.members(connection, [group.id])
+        people = await group_store.members(connection, [group.id])
         return ShownGroup(group, people.get(group.id, ()))
 
     # The source that calls

@@ -16,7 +16,7 @@ from servicekit.data.postgres import Connection
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
-from services.identity.scim import store, ways_in
+from services.identity.scim import people_store, standing_store, store, ways_in
 from services.identity.scim.domain import (
     DISABLED,
     HELD,
@@ -63,7 +63,7 @@ class Settling:
         await self._remap_first(connection, source, person_ids, at)
         standings = [
             one
-            for one in await store.standings(connection, source.id, person_ids)
+            for one in await standing_store.standings(connection, source.id, person_ids)
             # A person taken out of the source stays out until the source sends the person anew.
             if one.problem != UNLINKED or one.deleted
         ]
@@ -92,7 +92,7 @@ class Settling:
                 problems[one.id] = reasons.get(subject, "OTHER_ACCOUNT")
             else:
                 problems[one.id] = reasons.get(subject, PENDING) if one.present else INACTIVE
-        await store.write_problems(connection, problems)
+        await standing_store.write_problems(connection, problems)
         gone = [
             str(one.id)
             for one in standings
@@ -113,7 +113,7 @@ class Settling:
         done = await store.remapped_to(connection, source.id)
         if done is None:
             return False
-        people = await store.people_after(connection, source.id, done, MOST_REMAPPED)
+        people = await people_store.people_after(connection, source.id, done, MOST_REMAPPED)
         await self.settle(connection, source, people, at)
         more = len(people) == MOST_REMAPPED
         await store.note_remapped(connection, source.id, people[-1] if more else None)
@@ -148,7 +148,7 @@ class Settling:
             and (groups := _groups(one)) != one.identity.groups_seen
         }
         # No account changes by that, and nobody has to wait for it.
-        await store.write_groups_seen(connection, source.id, others, at)
+        await standing_store.write_groups_seen(connection, source.id, others, at)
         if not changing:
             return frozenset()
         subjects = sorted(changing)
@@ -158,9 +158,9 @@ class Settling:
         losing = frozenset(one.identity.subject for one in changes if one.loses)
         if losing:
             most = allowed
-            waiting = {str(one) for one in await store.held_people(connection, source.id)}
+            waiting = {str(one) for one in await standing_store.held_people(connection, source.id)}
             if not allowed and not (waiting - set(subjects) or waiting & losing):
-                users, lost = await store.guarded(connection, source.id, at - _DAY)
+                users, lost = await standing_store.guarded(connection, source.id, at - _DAY)
                 most = most_losses(users) - len(lost - losing)
             if len(losing) <= most:
                 losing = frozenset()
@@ -171,7 +171,7 @@ class Settling:
     async def note_held(self, connection: Connection, source: Source) -> None:
         """Notes from how many a source would take access by now."""
         before = await store.held(connection, source.id)
-        users = len(await store.held_people(connection, source.id)) or None
+        users = len(await standing_store.held_people(connection, source.id)) or None
         if users == before:
             return
         await store.hold(connection, source.id, users)

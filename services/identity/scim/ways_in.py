@@ -14,7 +14,7 @@ from servicekit.data.postgres import SYSTEM, Connection
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from services.identity.api_tokens.ends import end_tokens_of
-from services.identity.scim import store
+from services.identity.scim import standing_store
 from services.identity.second_factor.service import remove_all
 from services.identity.sessions import store as sessions_store
 from services.identity.sources.domain import Source
@@ -34,7 +34,7 @@ async def close(
     """
     if not subjects:
         return
-    for account_id in await store.accounts_with_ways_in(connection, source.id, subjects):
+    for account_id in await standing_store.accounts_with_ways_in(connection, source.id, subjects):
         await _close(connection, outbox, source, account_id, at)
 
 

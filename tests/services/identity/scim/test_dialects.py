@@ -456,7 +456,7 @@ def test_filters_that_are_none(text: str) -> None:
 
 def test_a_filter_is_never_sql() -> None:
     """What it compares with is a parameter, and names are those of a table."""
-    from services.identity.scim.store import PERSON_FIELDS  # noqa: PLC0415
+    from services.identity.scim.people_store import PERSON_FIELDS  # noqa: PLC0415
 
     nasty = "x' OR 1=1; --"
     parameters: list[Any] = []
