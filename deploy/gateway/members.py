@@ -6,7 +6,7 @@ looks for such names first and hands them to the service in a header; the servic
 caller and the shape of errors, refuses the call (`servicekit.rpc.members`).
 
 It looks for two types as well that the transcoder does not insist on: "yes", "0" and the like for
-true and false, and a value alone for a list of one. Numbers may be texts, as protobuf's JSON has it.
+true and false, and a value alone for a list of one. Numbers may be texts, as in protobuf's JSON.
 
 The script also leaves out the parameters of a query that have no value, for a form sends its empty
 fields too, and the transcoder would take them for broken times and numbers; and the headers that

@@ -9,7 +9,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from contract.events.identity import IdentityCallsRefused, KeyRotated
+from contract.events.identity import IdentityCallsRefused
+from contract.events.identity.programs import KeyRotated
 from evergreen.v1 import enrollment_pb2_grpc, policy_pb2_grpc, telemetry_pb2_grpc
 from evergreen.v1 import identity_pb2_grpc as rpc
 from servicekit.app import Kit, Parts, run, until_done

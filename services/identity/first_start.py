@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contract.access import Role
-from contract.events.identity import TenantCreated, UserCreated
+from contract.events.identity.tenants import TenantCreated
+from contract.events.identity.users import UserCreated
 from servicekit.data.postgres import Connection, Database
 from servicekit.errors import DomainError
 from servicekit.ids import Clock, new_id

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from contract.access import Role
-from contract.events.identity import FactorOwner, PasswordReset, SecondFactorsReset
+from contract.events.identity.sign_in import FactorOwner, SecondFactorsReset
+from contract.events.identity.users import PasswordReset
 from servicekit.data.postgres import SYSTEM, Connection, Scope
 from servicekit.errors import failed_precondition, not_found
 from servicekit.ids import new_id

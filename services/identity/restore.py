@@ -15,13 +15,13 @@ from typing import Final
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
+from contract.events.identity.programs import (
     ApiTokenRevoked,
     ApiTokenRotated,
     EventCredentialRevoked,
-    InvitationAccepted,
     ServiceAccountDeleted,
 )
+from contract.events.identity.sign_in import InvitationAccepted
 from servicekit.data.backup import Connection, Recorded, Tables, Tenants
 from services.identity.directories.domain import SEALED_FOR as DIRECTORY_SEALED_FOR
 from services.identity.mail.domain import SEALED_FOR as MAIL_SEALED_FOR

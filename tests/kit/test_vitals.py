@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from prometheus_client import REGISTRY
 
-from contract.events.identity import PasswordChanged
+from contract.events.identity.sign_in import PasswordChanged
 from servicekit.messaging.events import CloudEvent
 from servicekit.vitals import Vitals
 from tests.conftest import MakeKit

@@ -5714,6 +5714,7 @@ class SignInPolicy(_message.Message):
     EFFECTIVE_MFA_FIELD_NUMBER: _builtins.int
     LOCAL_LOGIN_FIELD_NUMBER: _builtins.int
     EFFECTIVE_LOCAL_LOGIN_FIELD_NUMBER: _builtins.int
+    LOCAL_ONLY_USERS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant's id."""
     mfa: _builtins.str
@@ -5728,8 +5729,14 @@ class SignInPolicy(_message.Message):
     """
     effective_local_login: _builtins.str
     """What holds for the tenant now, by its own rule and those above. `owners-only`
-    holds while a directory or provider in use lets people of the tenant in, and the
+    holds while a directory or provider in use lets people of the tenant in (a
+    directory that an e-mail domain names, by a role mapping that leads there), and the
     tenant has an active Owner with a password here; else it is `all`.
+    """
+    local_only_users: _builtins.int
+    """How many active Admins and Auditors of the tenant, and of all below, have nothing
+    but a password or passkey of here, where a directory or provider in use lets others
+    in: `owners-only` shuts them out.
     """
     @_builtins.property
     def mfa_required_from(self) -> _timestamp_pb2.Timestamp:
@@ -5744,10 +5751,11 @@ class SignInPolicy(_message.Message):
         effective_mfa: _builtins.str = ...,
         local_login: _builtins.str = ...,
         effective_local_login: _builtins.str = ...,
+        local_only_users: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mfa_required_from", b"mfa_required_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_local_login", b"effective_local_login", "effective_mfa", b"effective_mfa", "local_login", b"local_login", "mfa", b"mfa", "mfa_required_from", b"mfa_required_from", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_local_login", b"effective_local_login", "effective_mfa", b"effective_mfa", "local_login", b"local_login", "local_only_users", b"local_only_users", "mfa", b"mfa", "mfa_required_from", b"mfa_required_from", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

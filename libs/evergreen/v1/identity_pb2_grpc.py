@@ -3885,7 +3885,8 @@ class ScimSourceServiceServicer:
     def UnlinkScimUser(self, request, context):
         """Takes a user out of a SCIM source: the account is local again, with the role and
         the tenant that it has, and deactivated. The source does not change it any more,
-        and no provider opens it. Invite the user, for a password of here, or delete it.
+        and no provider opens it. Invite the user, for a password of here, or delete it:
+        until the invitation is accepted no source takes the account over by its address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1484,7 +1484,8 @@ class ScimSourceServiceStub:
     UnlinkScimUser: _grpc.UnaryUnaryMultiCallable[_identity_pb2.UnlinkScimUserRequest, _identity_pb2.ScimSource]
     """Takes a user out of a SCIM source: the account is local again, with the role and
     the tenant that it has, and deactivated. The source does not change it any more,
-    and no provider opens it. Invite the user, for a password of here, or delete it.
+    and no provider opens it. Invite the user, for a password of here, or delete it:
+    until the invitation is accepted no source takes the account over by its address.
     """
     ListScimPeople: _grpc.UnaryUnaryMultiCallable[_identity_pb2.ListScimPeopleRequest, _identity_pb2.ListScimPeopleResponse]
     """Lists the people of a SCIM source, with their accounts, or why they have none."""
@@ -1519,7 +1520,8 @@ class ScimSourceServiceAsyncStub(ScimSourceServiceStub):
     UnlinkScimUser: _aio.UnaryUnaryMultiCallable[_identity_pb2.UnlinkScimUserRequest, _identity_pb2.ScimSource]  # type: ignore[assignment]
     """Takes a user out of a SCIM source: the account is local again, with the role and
     the tenant that it has, and deactivated. The source does not change it any more,
-    and no provider opens it. Invite the user, for a password of here, or delete it.
+    and no provider opens it. Invite the user, for a password of here, or delete it:
+    until the invitation is accepted no source takes the account over by its address.
     """
     ListScimPeople: _aio.UnaryUnaryMultiCallable[_identity_pb2.ListScimPeopleRequest, _identity_pb2.ListScimPeopleResponse]  # type: ignore[assignment]
     """Lists the people of a SCIM source, with their accounts, or why they have none."""
@@ -1593,7 +1595,8 @@ class ScimSourceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_identity_pb2.ScimSource, _abc.Awaitable[_identity_pb2.ScimSource]]:
         """Takes a user out of a SCIM source: the account is local again, with the role and
         the tenant that it has, and deactivated. The source does not change it any more,
-        and no provider opens it. Invite the user, for a password of here, or delete it.
+        and no provider opens it. Invite the user, for a password of here, or delete it:
+        until the invitation is accepted no source takes the account over by its address.
         """
 
     @_abc_1.abstractmethod

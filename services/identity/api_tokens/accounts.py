@@ -8,7 +8,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
+from contract.events.identity.programs import (
     ServiceAccountCreated,
     ServiceAccountDeleted,
     ServiceAccountUpdated,

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from contract.access import SCOPES, Role
-from contract.events.identity import ApiTokenEnd, ApiTokenSnapshot, ServiceAccountSnapshot
+from contract.events.identity.programs import ApiTokenEnd, ApiTokenSnapshot, ServiceAccountSnapshot
 from servicekit.errors import invalid_field, permission_denied
 from servicekit.etags import etag_of
 from services.identity.token_keys.tokens import API_TOKEN_LIFE_MAX

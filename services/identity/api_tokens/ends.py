@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from uuid import UUID
 
-from contract.events.identity import ApiTokenRevoked
+from contract.events.identity.programs import ApiTokenRevoked
 from servicekit.data.postgres import Connection
 from servicekit.messaging.events import CloudEvent
 from services.identity.api_tokens import store

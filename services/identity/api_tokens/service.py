@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
+from contract.events.identity.programs import (
     ApiTokenCreated,
     ApiTokenExpired,
     ApiTokenExpiresSoon,

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from contract.events.identity import DirectorySnapshot, MappedRole
+from contract.events.identity.sources import DirectorySnapshot, MappedRole
 from servicekit.errors import invalid_field
 from servicekit.etags import etag_of
 from servicekit.security.digests import sha256_hex

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from prometheus_client import REGISTRY
 
-from contract.events.identity import DirectoryLoginRefused, RefusedPerson
+from contract.events.identity.sources import DirectoryLoginRefused, RefusedPerson
 from servicekit.data.postgres import SYSTEM, Connection, Database, Scope
 from servicekit.errors import DomainError, failed_precondition, unauthenticated
 from servicekit.ids import Clock

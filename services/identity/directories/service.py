@@ -8,11 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from contract.events.identity import (
-    DirectoryCreated,
-    DirectoryDeleted,
-    DirectoryUpdated,
-)
+from contract.events.identity.sources import DirectoryCreated, DirectoryDeleted, DirectoryUpdated
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import failed_precondition, invalid_field, not_found

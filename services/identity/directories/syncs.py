@@ -18,7 +18,7 @@ from uuid import UUID
 
 from prometheus_client import REGISTRY
 
-from contract.events.identity import (
+from contract.events.identity.sources import (
     DirectorySync,
     DirectorySyncConfirmed,
     DirectorySyncFailed,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
-from contract.events.identity import DirectoryTest, DirectoryTested
+from contract.events.identity.sources import DirectoryTest, DirectoryTested
 from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
 from servicekit.errors import invalid_field

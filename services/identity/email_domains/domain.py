@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from contract.events.identity import EmailDomainSnapshot
+from contract.events.identity.sources import EmailDomainSnapshot
 from servicekit.etags import etag_of
 
 

@@ -6,7 +6,11 @@ from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import EmailDomainAssigned, EmailDomainDeleted, EmailDomainUpdated
+from contract.events.identity.sources import (
+    EmailDomainAssigned,
+    EmailDomainDeleted,
+    EmailDomainUpdated,
+)
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import failed_precondition, invalid_field, not_found, permission_denied

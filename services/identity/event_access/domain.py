@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import EventCredentialSnapshot
+from contract.events.identity.programs import EventCredentialSnapshot
 from servicekit.etags import etag_of
 
 CREDENTIAL_LIFE: Final = timedelta(days=365)

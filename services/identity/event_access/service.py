@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.programs import (
     EventCredentialCreated,
     EventCredentialOrphaned,
     EventCredentialRevoked,

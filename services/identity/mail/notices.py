@@ -13,10 +13,8 @@ from typing import Final
 from uuid import UUID
 
 from contract.events.base import Action
-from contract.events.identity import (
-    AccountLinked,
-    ApiTokenCreated,
-    ApiTokenExpiresSoon,
+from contract.events.identity.programs import ApiTokenCreated, ApiTokenExpiresSoon
+from contract.events.identity.sign_in import (
     PasskeyAdded,
     PasskeyRemoved,
     PasswordChanged,
@@ -25,6 +23,9 @@ from contract.events.identity import (
     SecondFactorDisabled,
     SecondFactorEnabled,
     SecondFactorsReset,
+)
+from contract.events.identity.sources import AccountLinked
+from contract.events.identity.users import (
     UserDeleted,
     UserMovedAway,
     UserMovedIn,

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import MailTest, MailTested
+from contract.events.identity.tenants import MailTest, MailTested
 from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
 from servicekit.errors import exhausted, failed_precondition, not_found, permission_denied

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import FactorOwner, PasswordResetRequested
+from contract.events.identity.sign_in import FactorOwner, PasswordResetRequested
 from evergreen.v1 import identity_pb2 as pb
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope

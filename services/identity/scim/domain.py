@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from contract.events.identity import MappedRole, ScimGroup, ScimPerson, ScimSourceSnapshot
+from contract.events.identity.scim import ScimGroup, ScimPerson, ScimSourceSnapshot
+from contract.events.identity.sources import MappedRole
 from servicekit.errors import Code, DomainError
 from servicekit.etags import etag_of
 from servicekit.texts import email_fault, normal_email

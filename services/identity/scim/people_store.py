@@ -45,6 +45,8 @@ PERSON_FIELDS: Final[Fields] = {
     **time_fields("p"),
 }
 """What people are filtered by."""
+
+
 def _person(row: asyncpg.Record) -> ScimUser:
     return ScimUser(
         id=row["id"],

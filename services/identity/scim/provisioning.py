@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.scim import (
     ScimGroupCreated,
     ScimGroupDeleted,
     ScimGroupUpdated,
@@ -99,7 +99,9 @@ class Provisioning:
     ) -> tuple[int, list[ShownUser]]:
         """People of the source for whom a filter holds, and how many they are."""
         async with self._reading(call) as (connection, source):
-            total, users = await people_store.list_people(connection, source.id, found, start, count)
+            total, users = await people_store.list_people(
+                connection, source.id, found, start, count
+            )
             groups = await people_store.groups_of(connection, [one.id for one in users])
         return total, [ShownUser(one, groups.get(one.id, ())) for one in users]
 
@@ -255,7 +257,9 @@ class Provisioning:
             members: whether their members are listed, too; then a page may be shorter.
         """
         async with self._reading(call) as (connection, source):
-            total, groups = await group_store.list_groups(connection, source.id, found, start, count)
+            total, groups = await group_store.list_groups(
+                connection, source.id, found, start, count
+            )
             if not members:
                 return total, [ShownGroup(one) for one in groups]
             listed: list[ScimGroupRow] = []
@@ -407,7 +411,9 @@ class Provisioning:
             at = self._clock()
             before = await self._group(connection, source, group_id, if_match)
             mapped = await standing_store.is_mapped(connection, source.id, [before.id])
-            concerned = sorted(await group_store.member_ids(connection, before.id)) if mapped else []
+            concerned = (
+                sorted(await group_store.member_ids(connection, before.id)) if mapped else []
+            )
             await group_store.delete_group(connection, before)
             event = ScimGroupDeleted(id=before.id, before=before.snapshot())
             await self._outbox.append(connection, CloudEvent(event, source.tenant_id))

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.scim import (
     ScimGroupDeleted,
     ScimGroupUpdated,
     ScimPersonCreated,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.scim import (
     ScimHolding,
     ScimSourceConfirmed,
     ScimSourceCreated,
@@ -317,13 +317,17 @@ class ScimSources:
             source = await store.source(connection, SYSTEM, source_id, lock="FOR UPDATE")
             if source is None or not source.source.enabled:
                 return False
-            waiting = await standing_store.people_with(connection, source_id, PENDING, MOST_NEW_ACCOUNTS)
+            waiting = await standing_store.people_with(
+                connection, source_id, PENDING, MOST_NEW_ACCOUNTS
+            )
             own = await tenants_store.below(
                 connection,
                 source.source.tenant_id,
                 await standing_store.tenants_of_domains(connection),
             )
-            freed = await standing_store.freed_people(connection, source_id, sorted(own), MOST_NEW_ACCOUNTS)
+            freed = await standing_store.freed_people(
+                connection, source_id, sorted(own), MOST_NEW_ACCOUNTS
+            )
             held = await standing_store.held_people(connection, source_id)
             people = [*waiting, *freed, *held]
             await self._settling.settle(connection, source.source, people, self._clock())

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import ScimHolding, ScimSourceHeld
+from contract.events.identity.scim import ScimHolding, ScimSourceHeld
 from servicekit.data.postgres import Connection
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox

@@ -18,6 +18,8 @@ _MAPPED: Final = (
     " !~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'))"
 )
 """A mapping names a group by its external id, or by its name; what is a UUID is an id."""
+
+
 async def note_disabled(connection: Connection) -> None:
     """Marks people whose accounts administrators have disabled since their source was heard."""
     await connection.execute(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from contract.events.identity import FactorOwner, SecondFactorsReset
+from contract.events.identity.sign_in import FactorOwner, SecondFactorsReset
 from servicekit.data.postgres import SYSTEM, Connection
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox

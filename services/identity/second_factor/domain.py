@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import SignInPolicySnapshot
+from contract.events.identity.sign_in import SignInPolicySnapshot
 from servicekit.errors import DomainError, failed_precondition, unauthenticated
 
 SEALED_FOR: Final = "identity-mfa"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.sign_in import (
     FactorChange,
     PasskeyAdded,
     PasskeyCounterBehind,

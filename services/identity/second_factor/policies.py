@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import SignInPolicyUpdated
+from contract.events.identity.sign_in import SignInPolicyUpdated
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import failed_precondition, invalid_field, not_found

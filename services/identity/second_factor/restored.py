@@ -14,7 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
+from contract.events.identity.sign_in import (
     PasskeyRemoved,
     RecoveryCodesCreated,
     RecoveryCodeUsed,

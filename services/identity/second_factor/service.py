@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final, Protocol
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.sign_in import (
     FactorChange,
     FactorOwner,
     RecoveryCodesCreated,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from contract.events.identity import OpenedSession, SessionConfirmed
+from contract.events.identity.sign_in import OpenedSession, SessionConfirmed
 from servicekit.call import Call
 from servicekit.data.postgres import SYSTEM, Connection, Database, Scope
 from servicekit.errors import failed_precondition, invalid_field

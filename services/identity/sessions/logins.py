@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from contract.events.identity import LoginSucceeded
+from contract.events.identity.sign_in import LoginSucceeded
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import DomainError, unauthenticated

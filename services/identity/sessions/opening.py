@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.sign_in import (
     AccountUnderAttack,
     Attack,
     InvitationAccepted,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from contract.events.identity import EndedSessions, SessionsEnded
+from contract.events.identity.sign_in import EndedSessions, SessionsEnded
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import not_found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.sign_in import (
     InvitationAccepted,
     LoginSucceeded,
     OpenedSession,

@@ -14,7 +14,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Final
 
-from contract.events.identity import (
+from contract.events.identity.sign_in import (
     LoginRefused,
     LoginsRefused,
     RefusedLogin,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contract.events.identity import LoginSucceeded
+from contract.events.identity.sign_in import LoginSucceeded
 from servicekit.call import Call
 from servicekit.data.postgres import SYSTEM, Database
 from servicekit.ids import Clock

@@ -9,7 +9,12 @@ from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import EndedSession, LoggedOut, RefreshTokenReused, ReusedSession
+from contract.events.identity.sign_in import (
+    EndedSession,
+    LoggedOut,
+    RefreshTokenReused,
+    ReusedSession,
+)
 from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
 from servicekit.errors import exhausted

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import UserOrigin
+from contract.events.identity.users import UserOrigin
 from servicekit.errors import invalid_field
 
 EVERYBODY: Final = "*"

@@ -11,14 +11,13 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.scim import ScimSourceDeleted, ScimSourceUpdated
+from contract.events.identity.sources import (
     AccountUnlinked,
     DirectoryDeleted,
     DirectoryUpdated,
     EmailDomainDeleted,
     EmailDomainUpdated,
-    ScimSourceDeleted,
-    ScimSourceUpdated,
     SsoProviderDeleted,
     SsoProviderUpdated,
 )

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
+from contract.events.identity.users import (
     UserCreated,
     UserDeactivated,
     UserMovedAway,

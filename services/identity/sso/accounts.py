@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import AccountLinked, AccountUnlinked, LinkedAccount
+from contract.events.identity.sources import AccountLinked, AccountUnlinked, LinkedAccount
 from servicekit.data.postgres import SYSTEM, Connection, Database, Scope
 from servicekit.errors import DomainError, failed_precondition, not_found, unauthenticated
 from servicekit.ids import Clock

@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
-from contract.events.identity import MappedRole, SsoProviderSnapshot
+from contract.events.identity.sources import MappedRole, SsoProviderSnapshot
 from servicekit.errors import Code, DomainError, invalid_field
 from servicekit.etags import etag_of
 from services.identity.sources.domain import EVERYBODY, RoleMapping, Source, check_mappings

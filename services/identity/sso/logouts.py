@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from contract.events.identity import EndedSessions, SessionsEnded
+from contract.events.identity.sign_in import EndedSessions, SessionsEnded
 from servicekit.data.postgres import SYSTEM, Connection, Database
 from servicekit.errors import Code, DomainError, not_found
 from servicekit.ids import Clock

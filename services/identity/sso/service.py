@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.sources import (
     RefusedPerson,
     SsoLoginRefused,
     SsoProviderCreated,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import SsoProviderTested, SsoTest
+from contract.events.identity.sources import SsoProviderTested, SsoTest
 from servicekit.call import Call
 from servicekit.data.postgres import Database, Scope
 from servicekit.ids import Clock

@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from contract.contexts import CONTEXTS
-from contract.events.identity import TenantDeleted, TenantRemains
+from contract.events.identity.tenants import TenantDeleted, TenantRemains
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.data.quarantine import ROW_ERRORS, note, place

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from contract.events.identity import (
+from contract.events.identity.tenants import (
     TenantCodes,
     TenantKind,
     TenantSnapshot,

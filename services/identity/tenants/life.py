@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from contract.events.identity import TenantArchived, TenantDeletionRequested, TenantRestored
+from contract.events.identity.tenants import TenantArchived, TenantDeletionRequested, TenantRestored
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database
 from servicekit.errors import aborted, failed_precondition, not_found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from uuid import UUID
 
-from contract.events.identity import TenantCodeDropped, TenantCreated, TenantUpdated
+from contract.events.identity.tenants import TenantCodeDropped, TenantCreated, TenantUpdated
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
 from servicekit.errors import DomainError, failed_precondition, invalid_field, not_found

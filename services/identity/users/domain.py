@@ -10,13 +10,8 @@ from typing import Final, Literal
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
-    AccountUnlinked,
-    LinkedAccount,
-    UserOrigin,
-    UserSnapshot,
-    UserStatus,
-)
+from contract.events.identity.sources import AccountUnlinked, LinkedAccount
+from contract.events.identity.users import UserOrigin, UserSnapshot, UserStatus
 from servicekit.errors import DomainError, failed_precondition, permission_denied
 from servicekit.etags import etag_of
 from servicekit.texts import normal_email

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeAlias
 from uuid import UUID
 
 from contract.access import Role
-from contract.events.identity import (
+from contract.events.identity.users import (
     UserCreated,
     UserDeactivated,
     UserDeleted,

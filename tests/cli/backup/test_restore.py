@@ -205,8 +205,8 @@ async def test_nobody_gets_days_without_a_second_factor_again(world: World) -> N
         async with superuser(world.first) as connection:
             await connection.execute("DELETE FROM identity.sign_in_policy")
             await connection.execute(
-                "INSERT INTO identity.sign_in_policy (tenant_id, mfa, mfa_required_from, updated_at,"
-                " owners_from, admins_from) VALUES ($1, $2, $3, now(), $4, $5)",
+                "INSERT INTO identity.sign_in_policy (tenant_id, mfa, mfa_required_from,"
+                " updated_at, owners_from, admins_from) VALUES ($1, $2, $3, now(), $4, $5)",
                 ORG,
                 mfa,
                 required_from,

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from cli.doctor import database as doctor
 from cli.doctor.database import Login
 from cli.doctor.finding import findings
-from contract.events.identity import LoginAttempt, LoginFailed
+from contract.events.identity.sign_in import LoginAttempt, LoginFailed
 from contract.subjects import EVENTS
 from deploy.launcher.home import password
 from deploy.launcher.postgres import MIGRATOR_SECRET

@@ -13,7 +13,7 @@ import pytest_asyncio
 from nats.js import JetStreamContext
 
 from contract.events.base import Action
-from contract.events.identity import LoginAttempt, LoginFailed, PasswordChanged
+from contract.events.identity.sign_in import LoginAttempt, LoginFailed, PasswordChanged
 from contract.events.policy import RevealedSecrets, SecretsRevealed
 from contract.subjects import EVENTS
 from servicekit.app import Kit

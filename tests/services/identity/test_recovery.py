@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from contract.access import Role
-from contract.events.identity import PasswordReset
+from contract.events.identity.users import PasswordReset
 from evergreen.v1 import identity_pb2 as pb
 from services.identity.recovery import ACTOR
 from tests.conftest import MakeKit, ServeService

@@ -12,7 +12,7 @@ import pytest
 
 from contract.events import EXAMPLES
 from contract.events.base import Action
-from contract.events.identity import UserUpdated
+from contract.events.identity.users import UserUpdated
 from servicekit.messaging.events import CloudEvent
 from services.audit.forward.domain import Syslog
 from services.audit.forward.formats import Item

@@ -222,7 +222,116 @@ async def test_a_domain_is_assigned_from_above(world: World) -> None:
     only the organisation's own directories answer for it."""
     domains = world.identity.domains
 
-    async def test_all_rows_can_be_taken_away(world: World) -> None:
+    async def told(call: Any) -> tuple[str, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        return refused(error)["status"], reason(error)
+
+    mine = pb.CreateEmailDomainRequest(domain="mine.example", org_id=world.school.id)
+    assert await told(domains.CreateEmailDomain(mine, metadata=world.owner)) == (
+        "PERMISSION_DENIED",
+        "DOMAINS_COME_FROM_ABOVE",
+    )
+    other = await world.identity.org(world.root, "Other")
+    taken = pb.CreateEmailDomainRequest(domain=DOMAIN, org_id=other.id)
+    assert await told(domains.CreateEmailDomain(taken, metadata=world.root)) == (
+        "ALREADY_EXISTS",
+        "DOMAIN_TAKEN",
+    )
+    theirs = pb.CreateEmailDomainRequest(domain="other.example", org_id=other.id)
+    await domains.CreateEmailDomain(theirs, metadata=world.root)
+    foreign = pb.UpdateEmailDomainRequest(domain="other.example", source_id=world.directory.id)
+    assert (await told(domains.UpdateEmailDomain(foreign, metadata=world.root)))[0] == (
+        "INVALID_ARGUMENT"
+    )
+    assert (await told(domains.UpdateEmailDomain(foreign, metadata=world.owner)))[0] == (
+        "NOT_FOUND"
+    )
+    delete = pb.DeleteEmailDomainRequest(domain=DOMAIN)
+    assert (await told(domains.DeleteEmailDomain(delete, metadata=world.owner)))[0] == (
+        "PERMISSION_DENIED"
+    )
+    seen = await domains.ListEmailDomains(pb.ListEmailDomainsRequest(), metadata=world.owner)
+    assert [one.domain for one in seen.domains] == [DOMAIN]
+    await world.identity.user(world.root, Role.AUDITOR, other.id, "a@used.example")
+    used = pb.CreateEmailDomainRequest(domain="used.example", org_id=world.school.id)
+    assert await told(domains.CreateEmailDomain(used, metadata=world.root)) == (
+        "FAILED_PRECONDITION",
+        "DOMAIN_IN_USE",
+    )
+    above = pb.CreateEmailDomainRequest(domain="used.example", org_id=world.school.parent_id)
+    await domains.CreateEmailDomain(above, metadata=world.root)
+    own = pb.CreateEmailDomainRequest(domain="root.example", org_id=world.school.parent_id)
+    await domains.CreateEmailDomain(own, metadata=world.root)
+    for bad in ("School.example", "@school.example", "school..example", "-a.example", "a b"):
+        wrong = pb.CreateEmailDomainRequest(domain=bad, org_id=world.school.id)
+        assert (await told(domains.CreateEmailDomain(wrong, metadata=world.root)))[0] == (
+            "INVALID_ARGUMENT"
+        )
+    await domains.DeleteEmailDomain(delete, metadata=world.root)
+    assert await world.refused("anna") == "WRONG_CREDENTIALS"
+
+
+async def test_a_tenant_has_so_many_directories(world: World) -> None:
+    """Ten; another tenant's do not count."""
+    for number in range(9):
+        request = wanted(world.ldap, name=f"Directory {number}")
+        await world.identity.directories.CreateDirectory(request, metadata=world.owner)
+    request = wanted(world.ldap, name="One more")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await world.identity.directories.CreateDirectory(request, metadata=world.owner)
+    assert reason(error) == "TOO_MANY_DIRECTORIES"
+    await world.identity.directories.CreateDirectory(request, metadata=world.root)
+
+
+async def test_a_name_is_one_sources(world: World) -> None:
+    """Of a tenant and a kind: commands go by names. What has the same name from before works, and
+    keeps it."""
+    identity, same = world.identity, world.directory.name
+    taken = (grpc.StatusCode.ALREADY_EXISTS, "NAME_TAKEN")
+    provider = pb.CreateSsoProviderRequest(
+        name=same, issuer="https://login.example", client_id="evergreen", client_secret="a secret"
+    )
+    source = pb.CreateScimSourceRequest(name=same)
+    creations: list[tuple[Any, Any]] = [
+        (identity.directories.CreateDirectory, wanted(world.ldap, name=same)),
+        (identity.providers.CreateSsoProvider, provider),
+        (identity.scim.CreateScimSource, source),
+    ]
+    await identity.providers.CreateSsoProvider(provider, metadata=world.owner)
+    await identity.scim.CreateScimSource(source, metadata=world.owner)
+    others: list[Any] = []
+    for create, request in creations:
+        told = await refusal(create(request, metadata=world.owner))
+        assert (told.code, told.reason) == taken
+        await create(request, metadata=world.root)
+        request.name = "Another"
+        others.append(await create(request, metadata=world.owner))
+    directory, sso, scim = others
+    for change in (
+        identity.directories.UpdateDirectory(
+            pb.UpdateDirectoryRequest(id=directory.id, name=same), metadata=world.owner
+        ),
+        identity.providers.UpdateSsoProvider(
+            pb.UpdateSsoProviderRequest(id=sso.id, name=same), metadata=world.owner
+        ),
+        identity.scim.UpdateScimSource(
+            pb.UpdateScimSourceRequest(id=scim.id, name=same), metadata=world.owner
+        ),
+    ):
+        told = await refusal(change)
+        assert (told.code, told.reason) == taken
+    connection = await identity.database.superuser()
+    await connection.execute("UPDATE identity.source SET name = $1", same)
+    await connection.close()
+    changed = await identity.directories.UpdateDirectory(
+        pb.UpdateDirectoryRequest(id=directory.id, name=same, sync_minutes=30),
+        metadata=world.owner,
+    )
+    assert (changed.name, changed.sync_minutes) == (same, 30)
+
+
+async def test_all_rows_can_be_taken_away(world: World) -> None:
     """By a word of its own, for no rows stand for those that there are. Snapshots in the log have
     all that decides who gets in."""
     world.ldap.person("anna", "Admins")
@@ -243,7 +352,7 @@ async def test_addresses_are_those_of_the_rules(fake: FakeDirectory) -> None:
     the root tenant alone, or whom the operator allows."""
     threads = DirectoryThreads(1, 5)
 
-    async def refusal(url: str, rules: Rules, *, root: bool) -> str:
+    async def said_of(url: str, rules: Rules, *, root: bool) -> str:
         where = replace(settings(fake), urls=(url,), guard=Guard(rules), root=root)
         with pytest.raises(AwayError) as error:
             await threads.run(uuid4(), where, lambda ldap: ldap.count())
@@ -251,16 +360,16 @@ async def test_addresses_are_those_of_the_rules(fake: FakeDirectory) -> None:
 
     everybodys = Rules("all", ports=PORTS)
     for address in ("127.0.0.1", "[::1]", "localhost", "169.254.169.254", "0.0.0.0", "224.0.0.1"):
-        said = await refusal(f"ldaps://{address}", everybodys, root=True)
+        said = await said_of(f"ldaps://{address}", everybodys, root=True)
         assert "this machine's, a link's or reserved" in said
     for rules, root in ((Rules("root", ports=PORTS), False), (Rules("none", ports=PORTS), True)):
         for address in ("10.0.0.1", "192.168.1.1", "[fd00::1]"):
-            said = await refusal(f"ldaps://{address}", rules, root=root)
+            said = await said_of(f"ldaps://{address}", rules, root=root)
             assert said.endswith("its address is private")
-    assert "is not one of 389, 636" in await refusal("ldaps://9.9.9.9:25", everybodys, root=True)
+    assert "is not one of 389, 636" in await said_of("ldaps://9.9.9.9:25", everybodys, root=True)
     # Allowed by name, it is not there.
     named = Rules("none", read_allowed("127.0.0.1/32:1"), ports=PORTS)
-    assert "must not" not in await refusal("ldaps://127.0.0.1:1", named, root=False)
+    assert "must not" not in await said_of("ldaps://127.0.0.1:1", named, root=False)
     threads.close()
 
 

@@ -67,7 +67,7 @@ async def test_a_sync_holds_nothing_while_it_asks(world: World) -> None:
     world.ldap.person("anna", "Admins")
     await world.login("anna")
     second = await world.identity.directories.CreateDirectory(
-        wanted(world.ldap), metadata=world.owner
+        wanted(world.ldap, name="Second"), metadata=world.owner
     )
     async with asking(world) as asked:
         assert await fetch(world, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
