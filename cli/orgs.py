@@ -155,7 +155,8 @@ def sign_in(
         now = policy["effectiveLocalLogin"]
         holds = "" if now == policy["localLogin"] else f" (now: {now})"
         typer.echo(f"passwords here: {policy['localLogin']}{holds}")
-        if left := policy.get("localOnlyUsers", 0):
+        left = policy.get("localOnlyUsers", 0)
+        if left and now == "owners-only":
             typer.echo(f"warning: {_shut_out(left)}", err=True)
 
 

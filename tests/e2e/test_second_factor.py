@@ -301,3 +301,35 @@ def test_operators_and_owners_reset_factors(
     assert "admins, needed from" in run("orgs", "sign-in", org.code, "--mfa", "admins")
     assert "second factor: off" in run("orgs", "sign-in", org.code, "--mfa", "off")
     assert "mfa: must be" in run("orgs", "sign-in", org.code, "--mfa", "some", expected=2)
+
+
+def test_it_is_asked_before_people_are_shut_out(stack: Stack, org: Org) -> None:
+    """By a rule that passwords here are for Owners; whom it is about is said, then and later."""
+    provider = {
+        "name": "Sign-in",
+        "orgId": org.id,
+        "issuer": "https://login.school.example",
+        "clientId": "evergreen",
+        "clientSecret": "a secret of the provider",
+        "loginButton": False,
+    }
+    ok(org.root.post("/api/sso-providers", json=provider))
+    path = f"/api/tenants/{org.id}/sign-in-policy"
+    people = ok(org.root.get(path))["localOnlyUsers"]
+    assert people >= 1
+
+    def run(*arguments: str, expected: int = 0) -> str:
+        done = evergreen("orgs", "sign-in", org.code, *arguments, "--home", stack.home)
+        assert done.returncode == expected, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "shuts" not in run()
+    refused = run("--local-login", "owners-only", expected=2)
+    assert "nobody can be asked here; give --yes" in refused
+    assert ok(org.root.get(path))["localLogin"] == "all"
+    for words in (("--local-login", "owners-only", "--yes"), ("--local-login", "owners-only"), ()):
+        said = run(*words)
+        assert "passwords here: owners-only" in said
+        assert f"warning: {people} Admin" in said
+        assert "owners-only shuts" in said
+    assert "shuts" not in run("--local-login", "all")

@@ -44,6 +44,18 @@ def test_every_call_of_users_names_what_it_does_not_know(org: Org, rpc: Rpc) -> 
         assert violation["description"].startswith("no such field; ")
 
 
+def test_what_is_not_true_or_false_publishes_nothing(org: Org) -> None:
+    """`signed: "no"` once was a text that the gateway read as false, and "yes" as true."""
+    policy = {"name": uuid4().hex, "orgId": org.id, "bundle": {}, "signed": "yes"}
+    violation = _violation(org.owner.post("/api/policies", json=policy))
+    assert violation == {"field": "signed", "description": "must be true or false"}
+    listed = ok(org.owner.get("/api/policies"))["policies"]
+    assert policy["name"] not in {one["name"] for one in listed}
+    directory = {"roleMappings": {"group": "a", "role": "Admin"}}
+    violation = _violation(org.owner.post("/api/directories", json=directory))
+    assert violation == {"field": "roleMappings", "description": "must be a list"}
+
+
 def test_a_misspelt_organisation_makes_nobody(org: Org) -> None:
     """An Owner above would have made a user of the own tenant."""
     before = ok(org.root.get("/api/users"))["users"]
