@@ -19,6 +19,7 @@ _WORDS: Final = {
     "directory": "DIRECTORY",
     "UUID": "ID",
 }
+_METHOD: Final = "display_type"
 _LIST: Final = re.compile(r"list\[(.*)\]").fullmatch
 
 
@@ -33,7 +34,8 @@ def plain_word(label: str) -> str:
 def show_plain_words() -> None:
     """Has the help of all commands show them."""
     for kind in (TyperArgument, TyperOption):
-        kind.display_type = _plain(kind.display_type)  # type: ignore[method-assign]  # no setting
+        # Typer has no setting for it.
+        setattr(kind, _METHOD, _plain(getattr(kind, _METHOD)))
 
 
 def _plain(told: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:
