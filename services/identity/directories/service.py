@@ -161,10 +161,10 @@ class Directories:
                 raise failed_precondition(
                     "TOO_MANY_DIRECTORIES", f"the tenant has {MOST} of them; delete one first"
                 )
-            await check_name_free(connection, directory.source, "directory")
             check_rows_lead_below(
                 self._tenants, directory.source, directory.mappings, directory.mappings, "directory"
             )
+            await check_name_free(connection, directory.source, "directory")
             first = at + timedelta(minutes=directory.sync_minutes)
             await store.insert(connection, directory, first)
             event = DirectoryCreated(id=directory.id, after=directory.snapshot())

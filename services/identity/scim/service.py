@@ -142,8 +142,8 @@ class ScimSources:
                     f"the tenant has {MOST} directories, providers and SCIM sources; delete one"
                     " first",
                 )
-            await check_name_free(connection, source.source, "SCIM source")
             check_rows_lead_below(self._tenants, source.source, mappings, mappings, "source")
+            await check_name_free(connection, source.source, "SCIM source")
             await store.insert_source(connection, source)
             event = ScimSourceCreated(id=source.id, after=source.snapshot())
             await self._outbox.append(connection, CloudEvent(event, tenant.id))

@@ -214,10 +214,10 @@ class Providers:
                     "TOO_MANY_PROVIDERS",
                     f"the tenant has {MOST} directories and providers; delete one first",
                 )
-            await check_name_free(connection, provider.source, "provider")
             check_rows_lead_below(
                 self._tenants, provider.source, provider.mappings, provider.mappings, "provider"
             )
+            await check_name_free(connection, provider.source, "provider")
             await store.insert(connection, provider)
             event = SsoProviderCreated(id=provider.id, after=provider.snapshot())
             await self._outbox.append(connection, CloudEvent(event, tenant.id))

@@ -85,13 +85,10 @@ async def test_the_source_has_no_say_any_more(world: World) -> None:
     assert await world.user("anna") == ("Admin", "invited")
     body = {"schemas": [USER], "userName": f"anna@{DOMAIN}", "externalId": "1"}
     assert (await world.scim.call("POST", "/Users", body)).status_code == 409
-    for change in (
-        world.identity.users.DeactivateUser(
-            pb.DeactivateUserRequest(id=user.id), metadata=world.owner
-        ),
-        world.identity.users.DeleteUser(pb.DeleteUserRequest(id=user.id), metadata=world.owner),
-    ):
-        await change
+    gone = pb.DeactivateUserRequest(id=user.id)
+    await world.identity.users.DeactivateUser(gone, metadata=world.owner)
+    deleted = pb.DeleteUserRequest(id=user.id)
+    await world.identity.users.DeleteUser(deleted, metadata=world.owner)
     again = await world.scim.user("anna", externalId="1")
     await world.scim.add(owners, again)
     assert (await world.users())["anna"].origin == "scim"
