@@ -13,11 +13,13 @@ nobody set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from services.policy.authoring import agent_checks as checks
 from services.policy.authoring.agent_checks import at
@@ -26,6 +28,8 @@ from services.policy.authoring.violations import child, item
 from services.policy.authoring.windows import is_blank, is_window
 
 MAX_FINDINGS: Final = 100
+_Trail: TypeAlias = tuple[str | int, ...]
+"""The names and numbers on the way to a value."""
 
 
 class Effect(Enum):
@@ -76,35 +80,68 @@ def check(document: Document, unset: Iterable[str] = ()) -> list[Finding]:
     return list(islice(_findings(document, frozenset(unset)), MAX_FINDINGS))
 
 
+def refused(document: Document) -> list[Finding]:
+    """What breaks a rule so that the document is not published, at most `MAX_FINDINGS`."""
+    return list(islice(_broken(document, _REFUSING), MAX_FINDINGS))
+
+
 def fails(document: Document) -> bool:
     """Whether the agent ends with an error when it applies the document."""
-    return any(found.rule.effect is Effect.FAILS for found in _findings(document, frozenset()))
+    return next(_broken(document, _FAILING), None) is not None
 
 
 def _findings(document: Document, unset: frozenset[str]) -> Iterator[Finding]:
-    for rule in RULES:
-        for path, value in _select(document, rule.path.split("."), ""):
-            for place in rule.broken(value):
-                yield Finding(rule, path + place)
+    yield from _broken(document, RULES)
     for rule in UNSET:
         if rule.path in unset:
             yield Finding(rule, rule.path)
 
 
-def _select(value: Any, steps: list[str], path: str) -> Iterator[tuple[str, Any]]:
-    if not steps:
-        yield path, value
-        return
-    name, rest = steps[0].rstrip("[]{}"), steps[1:]
-    found, where = getattr(value, name), child(path, name)
-    if steps[0].endswith("[]"):
-        for index, entry in enumerate(found or ()):
-            yield from _select(entry, rest, item(where, index))
-    elif steps[0].endswith("{}"):
-        for entry in (found or {}).items():
-            yield from _select(entry, rest, child(where, entry[0]))
-    else:
-        yield from _select(found, rest, where)
+def _broken(document: Document, rules: Iterable[Rule]) -> Iterator[Finding]:
+    known: dict[str, list[tuple[_Trail, Any]]] = {}
+    for rule in rules:
+        if rule.path not in known:
+            known[rule.path] = _select(document, rule.path)
+        for trail, value in known[rule.path]:
+            for place in rule.broken(value):
+                yield Finding(rule, _path(trail) + place)
+
+
+@cache
+def _steps(path: str) -> tuple[tuple[str, str], ...]:
+    """The names in a rule's path, each with what follows: `[]`, `{}` or nothing."""
+    parts = (re.fullmatch(r"(\w+)(\[\]|\{\}|)", step) for step in path.split("."))
+    return tuple((one[1], one[2]) for one in parts if one)
+
+
+def _select(document: Document, path: str) -> list[tuple[_Trail, Any]]:
+    """The values at a rule's path, each with its trail: of a document that is right nobody needs
+    that as a text."""
+    found: list[tuple[_Trail, Any]] = [((), document)]
+    for name, kind in _steps(path):
+        inner = [((*trail, name), getattr(value, name)) for trail, value in found]
+        if kind == "[]":
+            found = [
+                ((*trail, index), entry)
+                for trail, entries in inner
+                for index, entry in enumerate(entries or ())
+            ]
+        elif kind == "{}":
+            found = [
+                ((*trail, entry[0]), entry)
+                for trail, entries in inner
+                for entry in (entries or {}).items()
+            ]
+        else:
+            found = inner
+    return found
+
+
+def _path(trail: _Trail) -> str:
+    path = ""
+    for step in trail:
+        path = item(path, step) if isinstance(step, int) else child(path, step)
+    return path
 
 
 _LINES: Final = (
@@ -382,6 +419,9 @@ RULES: Final = (
         at(".usbguard", lambda it: it.usbguard and not it.usbguard_rules),
     ),
 )
+
+_REFUSING: Final = tuple(one for one in RULES if one.refuses)
+_FAILING: Final = tuple(one for one in RULES if one.effect is Effect.FAILS)
 
 UNSET: Final = (
     Rule(

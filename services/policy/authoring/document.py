@@ -7,10 +7,10 @@ them, collecting every violation with the path of its field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from services.policy.authoring.violations import (
     MAX_ITEMS,
@@ -147,9 +147,14 @@ def secret_fields(name: str) -> frozenset[str]:
     return frozenset(entry.name for entry in fields(schema) if entry.metadata.get("secret"))
 
 
+_Reader: TypeAlias = Callable[[object, str, Violations], Any]
+"""Reads a value at a path, and notes what is wrong with it."""
+
+
 @cache
-def _hints(schema: Any) -> dict[str, Any]:
-    return {name: _without_none(hint) for name, hint in get_type_hints(schema).items()}
+def _readers(schema: Any) -> Mapping[str, _Reader]:
+    """What reads the fields of a dataclass. Documents are read by the thousand."""
+    return {name: _reader(_without_none(hint)) for name, hint in get_type_hints(schema).items()}
 
 
 def _without_none(hint: Any) -> Any:
@@ -157,38 +162,49 @@ def _without_none(hint: Any) -> Any:
     return arms[0] if type(None) in get_args(hint) else hint
 
 
+def _reader(hint: Any) -> _Reader:
+    if hint is str:
+        return partial(check_text, limit=MAX_TEXT)
+    if hint is bool:
+        return _bool
+    origin = get_origin(hint)
+    if origin is tuple:
+        inner = get_args(hint)[0]
+        return partial(_list, _reader(inner), inner is str)
+    if origin is Mapping:
+        return _map
+    return partial(_section, hint)
+
+
+def _section(schema: Any, value: object, path: str, violations: Violations) -> Any:
+    # The agent takes a null section as one that is left out.
+    return schema() if value is None else _struct(schema, value, path, violations)
+
+
 def _struct(schema: Any, value: object, path: str, violations: Violations) -> Any:
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         violations.add(path, f"must be an object, not {kind_of(value)}")
         return schema()
-    hints = _hints(schema)
+    readers = _readers(schema)
     known: dict[str, Any] = {}
     for key, entry in value.items():
-        where = child(path, key)
-        if key not in hints:
-            violations.add(where, "is not a field that devices know")
+        read = readers.get(key)
+        if read is None:
+            violations.add(child(path, key), "is not a field that devices know")
             continue
-        known[key] = _value(hints[key], entry, where, violations)
+        known[key] = read(entry, f"{path}.{key}" if path else key, violations)
     return schema(**known)
 
 
-def _value(hint: Any, value: object, path: str, violations: Violations) -> Any:
-    if hint is str:
-        return check_text(value, path, violations, MAX_TEXT)
-    if hint is bool:
-        if not isinstance(value, bool):
-            violations.add(path, f"must be true or false, not {kind_of(value)}")
-        return value
-    origin = get_origin(hint)
-    if origin is tuple:
-        return _list(get_args(hint)[0], value, path, violations)
-    if origin is Mapping:
-        return _map(value, path, violations)
-    # The agent takes a null section as one that is left out.
-    return hint() if value is None else _struct(hint, value, path, violations)
+def _bool(value: object, path: str, violations: Violations) -> object:
+    if not isinstance(value, bool):
+        violations.add(path, f"must be true or false, not {kind_of(value)}")
+    return value
 
 
-def _list(inner: Any, value: object, path: str, violations: Violations) -> tuple[Any, ...] | None:
+def _list(
+    read: _Reader, of_texts: bool, value: object, path: str, violations: Violations
+) -> tuple[Any, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple):
@@ -200,10 +216,10 @@ def _list(inner: Any, value: object, path: str, violations: Violations) -> tuple
     out = []
     for index, entry in enumerate(value):
         where = item(path, index)
-        if entry is None and inner is not str:
+        if entry is None and not of_texts:
             violations.add(where, "must be an object, not null")
             continue
-        out.append(_value(inner, entry, where, violations))
+        out.append(read(entry, where, violations))
     return tuple(out)
 
 

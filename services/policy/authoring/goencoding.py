@@ -28,7 +28,6 @@ _GO_ESCAPES = {
 }
 _NEEDS_GO_ESCAPE = re.compile("[<>&\u2028\u2029]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 
 def encode_document(document: Document) -> bytes:
@@ -37,12 +36,30 @@ def encode_document(document: Document) -> bytes:
     Half a surrogate pair, which JSON text can name and UTF-8 cannot hold, becomes U+FFFD, as it
     does when Go decodes it.
     """
-    return _encoded(_plain(document))
+    try:
+        return _encoded(document)
+    except UnicodeEncodeError:
+        return _encoded(_plain(document))
 
 
 def encoded_size(text: str) -> int:
     """The bytes of a text inside a document, without its quotes."""
     return len(_encoded(_plain(text))) - 2
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """The members of one struct in field order, with map keys in Go's order."""
+    schema: Any = type(value)
+    return {
+        name: {key: found[key] for key in sorted(found)} if isinstance(found, dict) else found
+        for name in _names(schema)
+        for found in (getattr(value, name),)
+    }
+
+
+_ENCODER = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), check_circular=False, default=_members
+)
 
 
 def _encoded(plain: Any) -> bytes:
@@ -55,7 +72,7 @@ def _encoded(plain: Any) -> bytes:
 def _plain(value: Any) -> Any:
     """The value as json.dumps takes it: members in field order, map keys in Go's order."""
     if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
+        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, tuple):

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from servicekit.errors import Code, DomainError
-from services.policy.authoring.agent_rules import check
+from services.policy.authoring.agent_rules import refused
 from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
 from services.policy.authoring.goencoding import encode_document, encoded_size
@@ -336,7 +336,7 @@ def _kept(together: Folded, paths: Sequence[str], before: bytes) -> bytes:
 
 def _broken(document: Document) -> set[tuple[str, str]]:
     """The rules that a document breaks, with where: one of an earlier release may."""
-    return {(one.path, one.rule.name) for one in check(document) if one.rule.refuses}
+    return {(one.path, one.rule.name) for one in refused(document)}
 
 
 def _not_together(reason: str) -> DomainError:

@@ -75,6 +75,6 @@ def check_text(
         violations.add(path, f"{prefix}must have at most {limit} characters, not {len(value)}")
     elif "\0" in value:
         violations.add(path, f"{prefix}must not contain the character U+0000")
-    elif _SURROGATE.search(value):
+    elif not value.isascii() and _SURROGATE.search(value):
         violations.add(path, f"{prefix}must be valid Unicode text, without lone surrogates")
     return value

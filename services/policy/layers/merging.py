@@ -175,17 +175,24 @@ class Folded:
     def values(self) -> list[Value]:
         """All fields and items, in the order of the document, with those that are gone."""
         found: list[Value] = []
+        by_path = self._by_path()
         for one in FIELDS:
-            mine = [value for (path, _), value in self._values.items() if path == one.path]
-            found += mine or [Value(one.path, "", None, None)]
+            found += by_path.get(one.path) or [Value(one.path, "", None, None)]
+        return found
+
+    def _by_path(self) -> dict[str, list[Value]]:
+        found: dict[str, list[Value]] = {}
+        for (path, _), value in self._values.items():
+            found.setdefault(path, []).append(value)
         return found
 
     def document(self) -> dict[str, Any]:
         """The document as JSON, with the fields that some layer sets."""
         found: dict[str, Any] = {}
+        by_path = self._by_path()
         for one in FIELDS:
             section, _, name = one.path.partition(".")
-            here = [v for (path, _), v in self._values.items() if path == one.path and not v.gone]
+            here = [value for value in by_path.get(one.path, ()) if not value.gone]
             if one.items:
                 if one.path in self._touched:
                     found.setdefault(section, {})[name] = [value.value for value in here]
