@@ -50,6 +50,7 @@ from services.policy.sightings.service import Sightings
 from services.policy.stamps.domain import NOTHING, Bundle, Standing, Targets
 from services.policy.stamps.service import Stamps
 from services.policy.syncs.service import Syncs
+from services.policy.targets.places import Report
 from services.policy.targets.service import Seats
 from services.policy.versions import parse_version
 
@@ -104,16 +105,13 @@ class Delivery:
         self._stamps = stamps
         self._standings = stamps.standings
         self._seats = seats
-        self._seat_of = seats.of
+        self._places = seats.of
         self._staged = seats.staged
         self._sightings = sightings
         self._pace = pace
         self._make = make
         self._syncs = syncs
         self._asked = syncs.asked
-        self._noted: dict[str, tuple[int, int, bool]] = {}
-        self._reports: dict[tuple[int, int, bool], tuple[int, int, bool]] = {}
-        """The values of `_noted`: a whole fleet has few."""
         self._unwritten: dict[str, Applied] = {}
         self._something_to_write = asyncio.Event()
 
@@ -202,7 +200,8 @@ class Delivery:
 
     async def has_called(self, device_id: str, token_version: int) -> bool:
         """Whether a device asked for its policy with a token of this generation."""
-        if self._noted.get(device_id, (0, 0, False))[1] >= token_version:
+        report = self._places.report(device_id)
+        if report is not None and report.token_version >= token_version:
             return True
         async with self._database.system_transaction("the request names no tenant") as connection:
             return await store.has_called(connection, UUID(device_id), token_version)
@@ -304,7 +303,7 @@ class Delivery:
         Args:
             late: rollouts that bring it nothing for now.
         """
-        seat = self._seat_of.get(device.id)
+        seat = self._places.get(device.id)
         if self._staged and (staged := self._staged.get(device.tenant_id)) is not None:
             return staged.choose(device.id, seat, late)
         if seat is not None and seat.standing is not None:
@@ -344,20 +343,21 @@ class Delivery:
         return issued.device_token
 
     def _note_applied(self, device: Caller, version: int, now: datetime, *, rightful: bool) -> None:
-        report = (version, device.token_version, rightful)
-        noted = self._noted.get(device.id)
-        if noted is not None and noted[:2] == report[:2] and not rightful:
-            return
-        if noted == report:
+        noted = self._places.report(device.id)
+        if (
+            noted is not None
+            and noted.version == version
+            and noted.token_version == device.token_version
+            and (noted.rightful == rightful or not rightful)
+        ):
             return
         if len(self._unwritten) >= _MOST_UNWRITTEN and device.id not in self._unwritten:
             # The database has been away for long; the device's next poll will tell it again.
             return
-        if len(self._noted) >= _MOST_NOTED:
+        if self._places.reports >= _MOST_NOTED:
             # Everybody is noted again; what the database has already, is not written.
-            self._noted.clear()
-            self._reports.clear()
-        self._noted[device.id] = self._reports.setdefault(report, report)
+            self._places.forget_reports()
+        self._places.note(device.id, Report(version, device.token_version, rightful))
         self._unwritten[device.id] = Applied(
             UUID(device.id), UUID(device.tenant_id), version, device.token_version, now, rightful
         )

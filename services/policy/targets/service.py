@@ -38,6 +38,7 @@ from services.policy.stamps.domain import (
 from services.policy.stamps.service import Stamps
 from services.policy.targets import store
 from services.policy.targets.domain import Group, PolicyTargets, not_there
+from services.policy.targets.places import Places
 from services.policy.targets.staging import Staging
 
 log = logs.get(__name__)
@@ -182,7 +183,7 @@ class Seats:
         self._tenants = tenants
         self._devices = devices
         self._groups = groups
-        self._of: dict[str, Seat] = {}
+        self._of: Places[Seat] = Places()
         self._seats: WeakValueDictionary[_Key, Seat] = WeakValueDictionary()
         self._gate_of: dict[UUID, UUID] = {}
         """The gates that devices fall short of."""
@@ -198,9 +199,13 @@ class Seats:
         stamps.on_change.append(self.settle)
 
     @property
-    def of(self) -> Mapping[str, Seat]:
-        """The seats of devices by their ids; always the same mapping."""
+    def of(self) -> Places[Seat]:
+        """The seats of devices by their ids, and what they reported; always the same object."""
         return self._of
+
+    def seat_of(self, device_id: UUID) -> Seat | None:
+        """Where a device sits; `None` for where all of its organisation do."""
+        return self._of.get(str(device_id))
 
     @property
     def staged(self) -> Mapping[str, Staging]:

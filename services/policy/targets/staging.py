@@ -41,9 +41,8 @@ class Standings(Protocol):
     def standing(self, tenant_id: UUID, targets: Targets) -> Standing:
         """How it stands with the devices for which some targets' policies count."""
 
-    @property
-    def of(self) -> Mapping[str, Place]:
-        """Where devices sit, by their ids."""
+    def seat_of(self, device_id: UUID) -> Place | None:
+        """Where a device sits."""
 
 
 @dataclass(slots=True)
@@ -99,7 +98,7 @@ class Staging:
 
     def targets(self, device_id: UUID, targets: Targets) -> Targets:
         """Whose policies count for a device, with the rollouts that bring it something."""
-        seat = self._seats.of.get(str(device_id))
+        seat = self._seats.seat_of(device_id)
         stage = self.choose(str(device_id), seat).stage
         brings = () if stage is None else stage.brings
         rollouts = [one for one in self._rollouts if one.id in brings]
