@@ -343,6 +343,18 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
                 }
             ],
             "nextPageToken": "",
+            "pruned": [
+                {
+                    "sequence": 41,
+                    "hash": "9f" * 32,
+                    "archiveSha256": "5a" * 32,
+                    "prunedAt": "2026-09-02T09:30:00Z",
+                    "orgId": _ORG,
+                    "orgName": "Hillside School",
+                    "lastOccurredAt": "2019-12-20T11:03:12.500Z",
+                }
+            ],
+            "prunedChains": 1,
         }
     },
     "DeviceService/EnrollDevice": {
