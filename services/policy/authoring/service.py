@@ -64,7 +64,7 @@ from services.policy.gate import store as gate_store
 from services.policy.gate.domain import gives_otherwise
 from services.policy.keys.service import KeyRing
 from services.policy.layers.merging import Level, Merging, Source
-from services.policy.stamps.store import lock_counter, previous_payload
+from services.policy.stamps.numbers import lock_counter, previous_payload
 from services.policy.targets.domain import (
     MOST_BOUND,
     PolicyTargets,

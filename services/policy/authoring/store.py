@@ -21,7 +21,8 @@ from services.policy.authoring.templates import references
 from services.policy.keys.signing import Statement
 from services.policy.layers.merging import Merging
 from services.policy.stamps.domain import Content, Document
-from services.policy.stamps.store import NEVER_IN_FORCE, insert_document, move_counter
+from services.policy.stamps.numbers import move_counters
+from services.policy.stamps.store import NEVER_IN_FORCE, insert_documents
 from services.policy.targets.domain import PolicyTargets
 from services.policy.targets.store import bind, unbind
 from services.policy.vault import (
@@ -264,7 +265,7 @@ async def insert_version(connection: Connection, vault: Vault, version: Version)
         sha256(version.document) if is_sealed else None,
         sorted(version.leaves),
     )
-    await move_counter(connection, version.tenant_id, version.version)
+    await move_counters(connection, {version.tenant_id: version.version})
 
 
 async def put_version_in_force(connection: Connection, vault: Vault, version: Version) -> None:
@@ -284,12 +285,9 @@ async def put_version_in_force(connection: Connection, vault: Vault, version: Ve
         await bind(connection, version.tenant_id, targets, version.policy_id, version.version)
         return
     # A trigger stamps the number with the document, which it could store in the open alone.
-    await insert_document(
-        connection,
-        vault,
-        Content(version.tenant_id, sha256(version.document)),
-        Document(version.document, version.signature, version.statement.key_id),
-    )
+    content = Content(version.tenant_id, sha256(version.document))
+    document = Document(version.document, version.signature, version.statement.key_id)
+    await insert_documents(connection, vault, {content: document})
     await connection.execute(
         "INSERT INTO policy.assignments (id, tenant_id, policy_id, version)"
         " VALUES ($1, $2, $3, $4) ON CONFLICT (tenant_id, target) DO UPDATE"

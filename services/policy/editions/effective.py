@@ -13,7 +13,8 @@ from servicekit.peers.tenants import TenantDirectory
 from services.policy.delivery import store as delivery_store
 from services.policy.editions import store
 from services.policy.editions.domain import Effective, explained
-from services.policy.editions.service import Editions, named
+from services.policy.editions.making import named
+from services.policy.editions.service import Editions
 from services.policy.gate import restrictions
 from services.policy.gate.domain import Restriction
 from services.policy.stamps import store as stamps_store
@@ -90,7 +91,7 @@ class EffectivePolicies:
             elif device_id is not None:
                 targets = self._seats.with_rollouts(org_id, device_id, targets)
             layers = await self._editions.layers(connection, org_id, targets)
-            stored = await store.get_stored(connection, org_id, targets)
+            stored = (await store.get_stored(connection, [org_id])).get((org_id, targets))
             org = (await stamps_store.standings(connection, [org_id]))[org_id]
             if targets:
                 made = await stamps_store.profile(connection, org_id, targets, org.last)

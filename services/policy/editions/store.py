@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from servicekit.data.postgres import Connection
+from servicekit.data.postgres import Connection, columns
 from services.policy.authoring.layering import Own, own_of_version
 from services.policy.authoring.store import VERSION, to_version
 from services.policy.stamps.domain import Content, Targets
@@ -57,6 +57,26 @@ class Stored:
     problem: str
     profile: UUID
     """Its id, where there are targets."""
+    filled: str = ""
+    """Tells with which values of tenants below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What is made for an organisation, or for some of its devices."""
+
+    tenant_id: UUID
+    recipe: str
+    content: Content | None
+    """`None` where the document of the organisation's own version is all."""
+    own_version: int | None = None
+    """The organisation's own one among those that it is made of."""
+    problem: str = ""
+    targets: Targets = ()
+    profile: UUID | None = None
+    """Its id, where there are targets."""
+    apart: bool = False
+    """Whether its numbers are its own."""
     filled: str = ""
     """Tells with which values of tenants below."""
 
@@ -133,10 +153,45 @@ async def bound(
         tenant_id,
         list(targets),
     )
-    return [
-        Bound(_assigned(vault, row), row["target_id"], row["kind"] == "device", row["alias"] or "")
-        for row in rows
-    ]
+    return [_bound(vault, row) for row in rows]
+
+
+def _bound(vault: Vault, row: asyncpg.Record) -> Bound:
+    is_device = row["kind"] == "device"
+    return Bound(_assigned(vault, row), row["target_id"], is_device, row["alias"] or "")
+
+
+async def bound_to_targets(
+    connection: Connection, vault: Vault, wanted: Collection[tuple[UUID, UUID]]
+) -> list[Bound]:
+    """What groups and devices of organisations are to have, the weakest first, without rollouts.
+
+    Args:
+        wanted: organisations with a group or a device each.
+    """
+    tenant_ids, target_ids = columns(sorted(wanted))
+    rows = await connection.fetch(
+        f"SELECT {VERSION}, p.name, b.target_id, b.kind, g.alias"
+        " FROM unnest($1::uuid[], $2::uuid[]) AS t (tenant_id, target_id)"
+        " JOIN policy.bindings b ON b.tenant_id = t.tenant_id AND b.target_id = t.target_id"
+        " JOIN policy.versions v ON v.tenant_id = b.tenant_id AND v.version = b.version"
+        " LEFT JOIN policy.groups g ON g.id = b.target_id"
+        " LEFT JOIN policy.policies p ON p.id = b.policy_id AND p.tenant_id = b.tenant_id"
+        f" WHERE b.kind = 'device' OR NOT g.deleted ORDER BY {WEAKEST_FIRST}",
+        tenant_ids,
+        target_ids,
+    )
+    return [_bound(vault, row) for row in rows]
+
+
+async def of_several_versions(connection: Connection, targets: Collection[UUID]) -> set[UUID]:
+    """The rollouts that count, and the gates that are enforced, among targets."""
+    rows = await connection.fetch(
+        "SELECT r.id FROM policy.rollout r WHERE r.id = ANY ($1) AND r.live"
+        " UNION ALL SELECT e.id FROM policy.gate e WHERE e.id = ANY ($1) AND e.mode = 'ENFORCE'",
+        list(targets),
+    )
+    return {row["id"] for row in rows}
 
 
 async def otherwise(
@@ -170,91 +225,84 @@ async def bound_among(
 
 
 async def get_stored(
-    connection: Connection, tenant_id: UUID, targets: Targets = ()
-) -> Stored | None:
-    """What was last made for an organisation, or for those of its devices with some targets."""
-    row = await connection.fetchrow(
-        "SELECT recipe, document_tenant, digest, problem, id, filled FROM policy.profiles"
-        " WHERE tenant_id = $1 AND targets = $2"
-        if targets
-        else "SELECT recipe, document_tenant, digest, problem, id, filled FROM policy.editions"
-        " WHERE tenant_id = $1 AND $2::uuid[] = '{}'",
-        tenant_id,
-        list(targets),
+    connection: Connection, tenant_ids: Collection[UUID]
+) -> dict[tuple[UUID, Targets], Stored]:
+    """What was last made for organisations, and for those of their devices with some targets."""
+    rows = await connection.fetch(
+        "SELECT e.tenant_id, '{}'::uuid[] AS targets, e.recipe, e.document_tenant, e.digest,"
+        " e.problem, e.id, e.filled FROM policy.editions e WHERE e.tenant_id = ANY ($1)"
+        " UNION ALL SELECT p.tenant_id, p.targets, p.recipe, p.document_tenant, p.digest,"
+        " p.problem, p.id, p.filled FROM policy.profiles p WHERE p.tenant_id = ANY ($1)",
+        list(tenant_ids),
     )
-    if row is None:
-        return None
-    digest = row["digest"]
-    content = None if digest is None else Content(row["document_tenant"], digest)
-    return Stored(row["recipe"], content, row["problem"], row["id"], row["filled"])
+    return {
+        (row["tenant_id"], tuple(row["targets"])): Stored(
+            row["recipe"],
+            None if row["digest"] is None else Content(row["document_tenant"], row["digest"]),
+            row["problem"],
+            row["id"],
+            row["filled"],
+        )
+        for row in rows
+    }
 
 
-async def put_profile(
-    connection: Connection,
-    tenant_id: UUID,
-    targets: Targets,
-    recipe: str,
-    content: Content | None,
-    problem: str,
-    profile: UUID,
-    *,
-    apart: bool,
-    filled: str = "",
-) -> None:
-    """Stores what was made for those devices of an organisation with some targets."""
+async def put_profiles(connection: Connection, made: Sequence[Made]) -> None:
+    """Stores what was made for those devices of organisations with some targets."""
     await connection.execute(
         "INSERT INTO policy.profiles"
         " (tenant_id, targets, id, recipe, document_tenant, digest, problem, apart, filled)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (tenant_id, targets) DO UPDATE"
+        " SELECT t.tenant_id, t.targets::uuid[], t.id, t.recipe, t.document_tenant, t.digest,"
+        " t.problem, t.apart, t.filled FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::text[],"
+        " $5::uuid[], $6::bytea[], $7::text[], $8::boolean[], $9::text[])"
+        " AS t (tenant_id, targets, id, recipe, document_tenant, digest, problem, apart, filled)"
+        " ON CONFLICT (tenant_id, targets) DO UPDATE"
         " SET recipe = excluded.recipe, document_tenant = excluded.document_tenant,"
         " digest = excluded.digest, problem = excluded.problem, apart = excluded.apart,"
-        " filled = excluded.filled,"
-        " changed_xid = pg_current_xact_id()",
-        tenant_id,
-        list(targets),
-        profile,
-        recipe,
-        None if content is None else content.tenant_id,
-        None if content is None else content.digest,
-        problem,
-        apart,
-        filled,
+        " filled = excluded.filled, changed_xid = pg_current_xact_id()",
+        *columns(
+            [
+                (
+                    one.tenant_id,
+                    f"{{{','.join(map(str, one.targets))}}}",
+                    one.profile,
+                    one.recipe,
+                    *_parts(one.content),
+                    one.problem,
+                    one.apart,
+                    one.filled,
+                )
+                for one in made
+            ]
+        ),
     )
 
 
-async def stamped_content(connection: Connection, tenant_id: UUID, version: int) -> Content | None:
-    """What a number of an organisation stands for."""
-    row = await connection.fetchrow(
-        "SELECT document_tenant, digest FROM policy.stamps WHERE tenant_id = $1 AND version = $2",
-        tenant_id,
-        version,
-    )
-    return None if row is None else Content(row["document_tenant"], row["digest"])
-
-
-async def put(
-    connection: Connection,
-    tenant_id: UUID,
-    recipe: str,
-    own_version: int | None,
-    content: Content | None,
-    problem: str = "",
-    filled: str = "",
-) -> None:
-    """Stores what was made for an organisation."""
+async def put(connection: Connection, made: Sequence[Made]) -> None:
+    """Stores what was made for organisations."""
     await connection.execute(
         "INSERT INTO policy.editions"
         " (tenant_id, recipe, own_version, document_tenant, digest, problem, filled)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (tenant_id) DO UPDATE"
+        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::bytea[],"
+        " $6::text[], $7::text[]) ON CONFLICT (tenant_id) DO UPDATE"
         " SET recipe = excluded.recipe, own_version = excluded.own_version,"
         " document_tenant = excluded.document_tenant, digest = excluded.digest,"
-        " problem = excluded.problem, filled = excluded.filled,"
-        " changed_xid = pg_current_xact_id()",
-        tenant_id,
-        recipe,
-        own_version,
-        None if content is None else content.tenant_id,
-        None if content is None else content.digest,
-        problem,
-        filled,
+        " problem = excluded.problem, filled = excluded.filled, changed_xid = pg_current_xact_id()",
+        *columns(
+            [
+                (
+                    one.tenant_id,
+                    one.recipe,
+                    one.own_version,
+                    *_parts(one.content),
+                    one.problem,
+                    one.filled,
+                )
+                for one in made
+            ]
+        ),
     )
+
+
+def _parts(content: Content | None) -> tuple[UUID | None, bytes | None]:
+    return (None, None) if content is None else (content.tenant_id, content.digest)

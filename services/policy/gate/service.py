@@ -44,7 +44,7 @@ from services.policy.gate.domain import (
     too_many_gates,
 )
 from services.policy.gate.enforcement import Enforcement
-from services.policy.stamps.store import lock_counter
+from services.policy.stamps.numbers import lock_counter
 from services.policy.targets.service import Groups
 from services.policy.targets.store import known_groups
 

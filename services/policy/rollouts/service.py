@@ -56,7 +56,7 @@ from services.policy.rollouts.domain import (
 )
 from services.policy.rollouts.plans import Plan, checked
 from services.policy.rollouts.settings import InEffect, Settings, may_decide_alone
-from services.policy.stamps.store import lock_counter
+from services.policy.stamps.numbers import lock_counter
 from services.policy.targets.store import known_groups
 from services.policy.vault import Vault
 from services.policy.versions import Version

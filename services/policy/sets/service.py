@@ -26,7 +26,7 @@ from services.policy.authoring.domain import Policy, check_merging, same_json
 from services.policy.authoring.layering import Own, own_of_version
 from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.service import Change, New, PolicyService
-from services.policy.editions.service import level_of
+from services.policy.editions.making import level_of
 from services.policy.layers.merging import Level, Source
 from services.policy.sets import store
 from services.policy.sets.domain import (

@@ -25,7 +25,7 @@ from services.policy.authoring.filling import OwnValues
 from services.policy.authoring.layering import Own, own_of
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.templates import NO_VALUES, Values, references
-from services.policy.editions.service import level_of
+from services.policy.editions.making import level_of
 from services.policy.layers.below import Below, below
 from services.policy.layers.merging import Merging, Source
 from services.policy.simulation import store

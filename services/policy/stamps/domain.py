@@ -312,10 +312,12 @@ class Stamp:
         return len(self.statement_head) + _OVERHEAD
 
     @classmethod
-    def of(cls, content: Content, statement: Statement, body: bytes) -> Stamp:
+    def of(
+        cls, content: Content, statement: Statement, body: bytes, *, shared: bool = True
+    ) -> Stamp:
         """What there is to store of a statement; its payload ends with the document."""
         head = statement.payload[: -len(body) - 1]
-        return cls(content, statement.key_id, head, statement.signature)
+        return cls(content, statement.key_id, head, statement.signature, shared)
 
     def statement(self, body: bytes) -> Statement:
         """The whole statement, with the document."""

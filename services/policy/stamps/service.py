@@ -8,8 +8,8 @@ number is drawn in the database alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -23,7 +23,7 @@ from servicekit.observability import logs
 from servicekit.observability.logs import brief
 from services.policy.keys.service import KeyRing
 from services.policy.keys.signing import Statement
-from services.policy.stamps import store
+from services.policy.stamps import numbers, store
 from services.policy.stamps.cache import Cache
 from services.policy.stamps.domain import (
     Bundle,
@@ -37,6 +37,7 @@ from services.policy.stamps.domain import (
     Targets,
 )
 from services.policy.stamps.metrics import DRAWS
+from services.policy.stamps.numbers import Counter, Numbered, Wanted
 from services.policy.vault import Vault
 from services.policy.versions import next_version
 
@@ -47,6 +48,8 @@ _STAMP_BYTES: Final = 64 << 20
 _SIGNATURE_BYTES: Final = 16 << 20
 _DOCUMENTS_AT_ONCE: Final = 50
 """One can be half a megabyte."""
+_SIGNED_AT_ONCE: Final = 20
+"""So many statements are signed before others are answered."""
 _READERS: Final = 4
 _FRESH_SECONDS: Final = 5.0
 """So long a device waits for a fresh view; then it gets what is known."""
@@ -56,6 +59,16 @@ _DRAWS: Final = 10
 _DRAWS_WITHIN: Final = timedelta(minutes=1)
 _REFUSED_SECONDS: Final = 60.0
 _MOST_REFUSED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stamping:
+    """A stored document for which a new number is to stand."""
+
+    wanted: Wanted
+    body: bytes
+    shared: bool
+    """Whether it is for all devices of the organisation."""
 
 
 class Stamps:
@@ -204,18 +217,18 @@ class Stamps:
     async def _draw(
         self, connection: Connection, tenant_id: UUID, wanted: Standing, has: int
     ) -> int | None:
-        last, reported = await store.lock_counter(connection, tenant_id)
+        counter = await numbers.lock_counter(connection, tenant_id)
         # Other processes publish and draw too; they have to wait from here on.
         now_wanted = await self._wanted(connection, tenant_id, wanted)
         if now_wanted is None or wanted.want is None or now_wanted.content != wanted.want.content:
             return None
         if now_wanted.newest > has:
             return now_wanted.newest
-        if not await store.stood_for_something(connection, tenant_id, has):
+        if not await numbers.stood_for_something(connection, tenant_id, has):
             DRAWS.note("unknown_number")
             return None
         now = self._clock()
-        earlier = await store.earlier_draw(connection, tenant_id, _DRAWS)
+        earlier = await numbers.earlier_draw(connection, tenant_id, _DRAWS)
         if earlier is not None and earlier > now - _DRAWS_WITHIN:
             DRAWS.note("deferred")
             return None
@@ -224,15 +237,11 @@ class Stamps:
         if document is None:
             return None
         DRAWS.note("drawn")
-        return await self.stamp(
-            connection,
-            tenant_id,
-            content,
-            document.body,
-            (last, reported),
-            shared=not wanted.targets,
-            apart=wanted.apart,
+        stamping = Stamping(
+            Wanted(tenant_id, content, wanted.apart), document.body, shared=not wanted.targets
         )
+        (number,) = await self.stamp(connection, [stamping], {tenant_id: counter}, "draw")
+        return number
 
     async def _wanted(
         self, connection: Connection, tenant_id: UUID, wanted: Standing
@@ -249,36 +258,37 @@ class Stamps:
     async def stamp(
         self,
         connection: Connection,
-        tenant_id: UUID,
-        content: Content,
-        body: bytes,
-        counter: tuple[int, int],
-        cause: str = "draw",
-        *,
-        shared: bool = True,
-        apart: UUID | None = None,
-    ) -> int:
-        """Lets a new number stand for a stored document; answers it.
+        stamping: Sequence[Stamping],
+        counters: Mapping[UUID, Counter],
+        cause: str,
+    ) -> list[int]:
+        """Lets new numbers stand for stored documents; answers them.
 
         Args:
-            counter: what `lock_counter` answered; the counter is still locked.
-            shared: whether it is for all devices of the org.
-            apart: the profile for which alone it stands.
+            counters: of the organisations, which are still locked.
         """
-        last, reported = counter
+        last = {one.wanted.tenant_id: counters[one.wanted.tenant_id].last for one in stamping}
+        previous = await numbers.previous_payloads(connection, self._vault, last)
         now = self._clock()
-        number = next_version(last, reported)
-        statement = self._keys.signer.state(
-            body,
-            version=number,
-            tenant=str(tenant_id),
-            previous=await store.previous_payload(connection, self._vault, tenant_id, last),
-            issued_at=now,
-        )
-        stamp = replace(Stamp.of(content, statement, body), shared=shared)
-        await store.insert_draw(connection, tenant_id, number, stamp, now, cause, apart)
-        await store.move_counter(connection, tenant_id, number)
-        return number
+        numbered: list[Numbered] = []
+        for at, one in enumerate(stamping):
+            if at % _SIGNED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            tenant_id, content, _ = one.wanted
+            number = next_version(last[tenant_id], counters[tenant_id].reported)
+            statement = self._keys.signer.state(
+                one.body,
+                version=number,
+                tenant=str(tenant_id),
+                previous=previous.get(tenant_id),
+                issued_at=now,
+            )
+            last[tenant_id], previous[tenant_id] = number, statement.payload
+            stamp = Stamp.of(content, statement, one.body, shared=one.shared)
+            numbered.append(Numbered(one.wanted, number, stamp))
+        await numbers.insert_numbers(connection, numbered, now, cause)
+        await numbers.move_counters(connection, last)
+        return [one.version for one in numbered]
 
     def _kept(self, key: tuple[UUID, int]) -> Bundle | None:
         stamp = self._stamps.get(key)

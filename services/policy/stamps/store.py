@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from servicekit.data.postgres import Connection
+from servicekit.data.postgres import Connection, columns
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
 from servicekit.observability import logs
 from servicekit.security.digests import sha256
@@ -29,7 +28,6 @@ from services.policy.stamps.domain import (
     versions_of,
 )
 from services.policy.vault import SEALED, Vault, of_document, of_version
-from services.policy.versions import MAX_JUMP
 
 log = logs.get(__name__)
 
@@ -320,6 +318,30 @@ async def documents(
     return found
 
 
+async def insert_documents(
+    connection: Connection, vault: Vault, found: Mapping[Content, Document]
+) -> None:
+    """Stores signed documents, unless they are stored."""
+    # In one order: others may store the same ones.
+    items = sorted(found.items(), key=lambda item: item[0])
+    stored = [vault.stored(of_document(*content), {"body": one.body}) for content, one in items]
+    await connection.execute(
+        "INSERT INTO policy.documents (tenant_id, digest, body, sealed_secrets)"
+        " SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[])"
+        " ON CONFLICT DO NOTHING",
+        [content.tenant_id for content, _ in items],
+        [content.digest for content, _ in items],
+        [one["body"] for one in stored],
+        [one[SEALED] for one in stored],
+    )
+    await connection.execute(
+        "INSERT INTO policy.signatures (tenant_id, digest, key_id, signature)"
+        " SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::bytea[])"
+        " ON CONFLICT DO NOTHING",
+        *columns([(*content, one.key_id, one.signature) for content, one in items]),
+    )
+
+
 def body_of(vault: Vault, row: asyncpg.Record) -> bytes:
     """The bytes of a row of documents.
 
@@ -355,68 +377,6 @@ async def stamps(
     }
 
 
-async def lock_counter(connection: Connection, tenant_id: UUID) -> tuple[int, int]:
-    """Locks an org's counter; answers its last version and the highest one that devices report.
-
-    What a device reports counts only as far as it may move the counter.
-    """
-    locking = "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1 FOR UPDATE"
-    last: int | None = await connection.fetchval(locking, tenant_id)
-    if last is None:
-        await connection.execute(
-            "INSERT INTO policy.version_counters (tenant_id, last_version) VALUES ($1, 0)"
-            " ON CONFLICT (tenant_id) DO NOTHING",
-            tenant_id,
-        )
-        last = await connection.fetchval(locking, tenant_id)
-    assert last is not None
-    reported: int | None = await connection.fetchval(
-        "SELECT max(version) FROM policy.applied_versions WHERE tenant_id = $1 AND version <= $2",
-        tenant_id,
-        last + MAX_JUMP,
-    )
-    return last, reported or 0
-
-
-async def move_counter(connection: Connection, tenant_id: UUID, version: int) -> None:
-    """Moves an org's counter, which has to be locked, to a new number."""
-    await connection.execute(
-        "UPDATE policy.version_counters SET last_version = $2 WHERE tenant_id = $1",
-        tenant_id,
-        version,
-    )
-
-
-async def previous_payload(
-    connection: Connection, vault: Vault, tenant_id: UUID, version: int
-) -> bytes | None:
-    """The statement's payload of a number, whether a publish or a draw made it."""
-    row = await connection.fetchrow(
-        "SELECT s.statement_head, d.tenant_id, d.digest, d.body, d.sealed_secrets"
-        " FROM policy.stamps s"
-        " JOIN policy.documents d ON d.tenant_id = s.document_tenant AND d.digest = s.digest"
-        " WHERE s.tenant_id = $1 AND s.version = $2",
-        tenant_id,
-        version,
-    )
-    if row is not None:
-        head: bytes = row["statement_head"]
-        return head + body_of(vault, row) + b"}"
-    found = await _published(connection, vault, tenant_id, version)
-    return None if found is None else found[1].payload
-
-
-async def stood_for_something(connection: Connection, tenant_id: UUID, version: int) -> bool:
-    """Whether a number was ever given out, as far as the database knows."""
-    found: bool = await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM policy.stamps WHERE tenant_id = $1 AND version = $2)"
-        " OR EXISTS (SELECT FROM policy.versions WHERE tenant_id = $1 AND version = $2)",
-        tenant_id,
-        version,
-    )
-    return found
-
-
 NEVER_IN_FORCE: Final = (
     "EXISTS (SELECT FROM policy.rollout r WHERE r.tenant_id = v.tenant_id"
     " AND r.version = v.version AND r.state <> 'COMPLETED')"
@@ -433,7 +393,7 @@ async def former(
     Not one that a rollout brings: its devices get it under another number, and the numbers of an
     organisation are easily guessed.
     """
-    found = await _published(
+    found = await published(
         connection, vault, tenant_id, version, f"AND v.targets IS NULL AND NOT {NEVER_IN_FORCE}"
     )
     if found is None:
@@ -443,10 +403,10 @@ async def former(
     return Stamp.of(content, statement, document.body), document
 
 
-async def _published(
+async def published(
     connection: Connection, vault: Vault, tenant_id: UUID, version: int, also: str = ""
 ) -> tuple[Document, Statement] | None:
-    """What was signed of a version."""
+    """What was signed of a version; `also` is more of the condition."""
     row = await connection.fetchrow(
         "SELECT authored, document, signature, statement_payload, statement_signature, key_id,"
         " sealed_secrets"
@@ -464,119 +424,4 @@ async def _published(
     return (
         Document(body, row["signature"], row["key_id"]),
         Statement(payload, row["statement_signature"], row["key_id"]),
-    )
-
-
-async def earlier_draw(connection: Connection, tenant_id: UUID, count: int) -> datetime | None:
-    """When an org drew the last number but `count - 1`; `None` when it drew fewer."""
-    drawn: datetime | None = await connection.fetchval(
-        "SELECT s.stamped_at FROM policy.stamps s WHERE s.tenant_id = $1 AND s.cause = 'draw'"
-        " ORDER BY s.version DESC OFFSET $2 LIMIT 1",
-        tenant_id,
-        count - 1,
-    )
-    return drawn
-
-
-async def insert_document(
-    connection: Connection, vault: Vault, content: Content, document: Document
-) -> None:
-    """Stores a signed document, unless it is stored."""
-    stored = vault.stored(of_document(*content), {"body": document.body})
-    await connection.execute(
-        "INSERT INTO policy.documents (tenant_id, digest, body, sealed_secrets)"
-        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        content.tenant_id,
-        content.digest,
-        stored["body"],
-        stored[SEALED],
-    )
-    await connection.execute(
-        "INSERT INTO policy.signatures (tenant_id, digest, key_id, signature)"
-        " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-        content.tenant_id,
-        content.digest,
-        document.key_id,
-        document.signature,
-    )
-
-
-async def newest_standing(
-    connection: Connection, tenant_id: UUID, content: Content, apart: UUID | None = None
-) -> int | None:
-    """The highest number of an org that stands for a content, or for that of one profile."""
-    version: int | None = await connection.fetchval(
-        "SELECT max(s.version) FROM policy.stamps s WHERE s.tenant_id = $1"
-        " AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
-        " AND s.profile IS NOT DISTINCT FROM $4",
-        tenant_id,
-        content.tenant_id,
-        content.digest,
-        apart,
-    )
-    return version
-
-
-async def end_standing(
-    connection: Connection, tenant_id: UUID, content: Content, apart: UUID | None = None
-) -> None:
-    """Lets the numbers of a content stand for nothing: the next one is new, whatever was before."""
-    await connection.execute(
-        "UPDATE policy.stamps s SET stands = false, changed_xid = pg_current_xact_id()"
-        " WHERE s.tenant_id = $1 AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
-        " AND s.profile IS NOT DISTINCT FROM $4",
-        tenant_id,
-        content.tenant_id,
-        content.digest,
-        apart,
-    )
-
-
-async def end_apart(connection: Connection, tenant_id: UUID, profile: UUID) -> None:
-    """Lets the numbers of one profile stand for nothing: its next one is new, whatever it has."""
-    await connection.execute(
-        "UPDATE policy.stamps SET stands = false, changed_xid = pg_current_xact_id()"
-        " WHERE tenant_id = $1 AND profile = $2 AND stands",
-        tenant_id,
-        profile,
-    )
-
-
-async def share(connection: Connection, tenant_id: UUID, content: Content) -> None:
-    """Lets any device of an org have a content again that was made for some of them before."""
-    await connection.execute(
-        "UPDATE policy.stamps s SET shared = true, changed_xid = pg_current_xact_id()"
-        " WHERE s.tenant_id = $1 AND s.document_tenant = $2 AND s.digest = $3 AND s.stands"
-        " AND NOT s.shared AND s.profile IS NULL",
-        tenant_id,
-        content.tenant_id,
-        content.digest,
-    )
-
-
-async def insert_draw(
-    connection: Connection,
-    tenant_id: UUID,
-    version: int,
-    stamp: Stamp,
-    now: datetime,
-    cause: str = "draw",
-    apart: UUID | None = None,
-) -> None:
-    """Stores that a new number stands for a document, beside those of publishes."""
-    await connection.execute(
-        "INSERT INTO policy.stamps (tenant_id, version, document_tenant, digest, key_id,"
-        " statement_head, statement_signature, shared, stamped_at, cause, profile, knows_layers)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, true)",
-        tenant_id,
-        version,
-        stamp.content.tenant_id,
-        stamp.content.digest,
-        stamp.key_id,
-        stamp.statement_head,
-        stamp.statement_signature,
-        stamp.shared,
-        now,
-        cause,
-        apart,
     )

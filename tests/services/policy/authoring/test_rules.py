@@ -17,7 +17,7 @@ from services.policy.authoring import store
 from services.policy.authoring.document import parse_document
 from services.policy.authoring.goencoding import encode_document
 from services.policy.keys.service import PURPOSE, KeyRing
-from services.policy.stamps.store import lock_counter
+from services.policy.stamps.numbers import lock_counter
 from services.policy.vault import PURPOSE as POLICY_SECRETS
 from services.policy.vault import Vault
 from services.policy.versions import Version
