@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -20,7 +21,15 @@ from uuid import UUID
 from servicekit.errors import DomainError
 from servicekit.security.digests import sha256_hex
 from services.policy.authoring.domain import compile_policy
-from services.policy.authoring.layering import InForce, Open, own_of
+from services.policy.authoring.layering import (
+    Held,
+    InForce,
+    Open,
+    Own,
+    own_of,
+    with_kept,
+    with_locks,
+)
 from services.policy.authoring.templates import NO_VALUES, Values, secret_items
 from services.policy.layers.below import NOBODY, Below
 
@@ -38,7 +47,8 @@ class OwnValues:
 def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InForce:
     """A layer with the values of tenants below, by tenant.
 
-    One that devices could not apply so stays as it was published, and says why.
+    One that devices could not apply so stays as it was published, and says why; while devices are
+    held, it has the values that fit.
     """
     left = layer.own.open
     if left is None or below == NOBODY:
@@ -56,7 +66,7 @@ def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InFor
     try:
         document = compile_policy(bundle, values=left.values, at=chosen.at)
     except DomainError as unfit:
-        return replace(found, unfit=unfit.message)
+        return replace(found, unfit=unfit.message, fits=_as_it_fits(layer, left, chosen))
     own = own_of(bundle, document, layer.own.merging, left.values, chosen.at)
     own = replace(own, baseline=layer.own.baseline)
     return replace(found, own=own, published=layer.own, filled_by=chosen.by)
@@ -71,6 +81,48 @@ def made_with(layers: Iterable[InForce]) -> str:
 def as_published(layers: Iterable[InForce]) -> list[InForce]:
     """Layers without values of tenants below."""
     return [replace(one, own=one.published or one.own, unfit="") for one in layers]
+
+
+def held(layers: Sequence[InForce], before: bytes | None) -> Held:
+    """What devices get of layers that do not fit together, given what they had.
+
+    In what is locked values of tenants below go on to count where they fit: a network of a school
+    that lost its own passphrase would take its devices out of reach.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when devices could not apply what is left.
+    """
+    if before is not None:
+        with suppress(DomainError):
+            return with_kept([replace(one, own=one.fits or one.own) for one in layers], before)
+    return with_locks(as_published(layers), before)
+
+
+def _as_it_fits(layer: InForce, left: Open, chosen: _Chosen) -> Own:
+    """A layer with as many values of tenants below as fit: network by network, and the rest."""
+    bundle = {"template": left.template}
+    taken: set[str] = set()
+
+    def at(place: str) -> Values:
+        return chosen.at(place) if _item_of(place) in taken else left.values
+
+    found = layer.own
+    for item in ("", *chosen.items):
+        taken.add(item)
+        try:
+            document = compile_policy(bundle, values=left.values, at=at)
+        except DomainError:
+            taken.discard(item)
+            continue
+        own = own_of(bundle, document, layer.own.merging, left.values, at)
+        found = replace(own, baseline=layer.own.baseline)
+    return found
+
+
+def _item_of(place: str) -> str:
+    """The network or VPN that a place is in; empty for none."""
+    found = _ITEM.match(place)
+    return found[0] if found else ""
 
 
 class _Chosen:
@@ -111,10 +163,13 @@ class _Chosen:
 
     def at(self, place: str) -> Values:
         """The values at a place of the document."""
-        found = _ITEM.match(place)
-        if found is None:
-            return self._everywhere
-        return self._in_items.get(found[0], self._left.values)
+        item = _item_of(place)
+        return self._in_items.get(item, self._left.values) if item else self._everywhere
+
+    @property
+    def items(self) -> Iterable[str]:
+        """The networks and VPNs that name something."""
+        return self._in_items
 
     def _with(self, levels: Sequence[tuple[UUID, Values]], wanted: frozenset[str]) -> Values:
         of, marks = dict(self._left.values.of), dict(self._left.values.marks)

@@ -150,6 +150,8 @@ class InForce:
     """Tells their values from others."""
     unfit: str = ""
     """Why their values are not in it, where devices could not apply it with them."""
+    fits: Own | None = None
+    """It with those of their values that devices could apply, then."""
 
     @property
     def layer(self) -> Layer:
@@ -303,10 +305,9 @@ def with_locks(layers: Sequence[InForce], before: bytes | None) -> Held:
     Raises:
         DomainError: FAILED_PRECONDITION when devices could not apply what is left.
     """
-    locked = [path for path in PATHS if any(one.own.merging.locks(path) for one in layers)]
     if before is not None:
         with suppress(DomainError):
-            return Held(_kept(folded(layers), locked, before), tuple(layers), tuple(locked))
+            return with_kept(layers, before)
     less = list(layers)
     for at in range(len(less) - 1, 0, -1):
         for loses in (_OTHER_ITEMS, _OTHERS, PATHS):
@@ -316,6 +317,16 @@ def with_locks(layers: Sequence[InForce], before: bytes | None) -> Held:
             with suppress(DomainError):
                 return Held(encoded(folded(less)), tuple(less), None)
     return Held(encoded(folded(less)), tuple(less), None)
+
+
+def with_kept(layers: Sequence[InForce], before: bytes) -> Held:
+    """What devices had, with all that is locked as the layers have it now.
+
+    Raises:
+        DomainError: FAILED_PRECONDITION when devices could not apply that.
+    """
+    locked = [path for path in PATHS if any(one.own.merging.locks(path) for one in layers)]
+    return Held(_kept(folded(layers), locked, before), tuple(layers), tuple(locked))
 
 
 def _kept(together: Folded, paths: Sequence[str], before: bytes) -> bytes:

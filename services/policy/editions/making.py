@@ -19,8 +19,8 @@ from servicekit.ids import new_id
 from servicekit.observability import logs
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.security.digests import sha256
-from services.policy.authoring.filling import OwnValues, as_published, filled, made_with
-from services.policy.authoring.layering import InForce, together, with_locks
+from services.policy.authoring.filling import OwnValues, filled, held, made_with
+from services.policy.authoring.layering import InForce, together
 from services.policy.editions import store
 from services.policy.keys.service import KeyRing
 from services.policy.layers.below import below
@@ -152,8 +152,8 @@ class Maker:
                 log.warning("layers do not fit", tenant=str(place[0]), error=unfit.message)
                 # What the devices have is looked up, which what is made here may be.
                 counters = await self._store(connection, making, stored, counters)
-                held = await self._unfit(connection, one, layers[place], before, unfit.message)
-                making = [replace(held, is_refilled=is_refilled)]
+                kept = await self._unfit(connection, one, layers[place], before, unfit.message)
+                making = [replace(kept, is_refilled=is_refilled)]
         await self._store(connection, making, stored, counters)
 
     async def _for_all(
@@ -237,7 +237,7 @@ class Maker:
         if kept is not None:
             had = (await stamps_store.documents(connection, self._vault, [kept])).get(kept)
         try:
-            body = with_locks(as_published(layers), None if had is None else had.body).body
+            body = held(layers, None if had is None else had.body).body
         except DomainError:
             return None if kept is None or had is None else (kept, had)
         if kept is not None and had is not None and body == had.body:

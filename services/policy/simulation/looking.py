@@ -11,7 +11,7 @@ from uuid import UUID
 
 from servicekit.data.postgres import Database
 from servicekit.errors import unavailable
-from services.policy.authoring.filling import as_published, filled
+from services.policy.authoring.filling import filled
 from services.policy.authoring.layering import InForce, Own, together
 from services.policy.authoring.templates import Values
 from services.policy.layers.below import Below
@@ -148,7 +148,7 @@ class Looking:
         return found
 
     async def _held(self, layers: Sources, had: Made | None) -> Made | None:
-        layered = as_published(await self._layers(layers))
+        layered = await self._layers(layers)
         return await self._worked(partial(held, layered, had))
 
     async def _to_have(self, place: Place, targets: Targets, before: Made) -> Made | None:

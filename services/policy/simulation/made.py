@@ -11,7 +11,8 @@ from uuid import UUID
 
 from servicekit.errors import DomainError
 from servicekit.security.digests import sha256
-from services.policy.authoring.layering import InForce, folded, together, with_locks
+from services.policy.authoring import filling
+from services.policy.authoring.layering import InForce, folded, together
 from services.policy.layers.fields import FIELDS
 from services.policy.layers.merging import Folded, Level, Source, Value
 
@@ -82,7 +83,7 @@ def held(layers: Sequence[InForce], had: Made | None) -> Made | None:
         had: what the devices are to have, if anything.
     """
     try:
-        found = with_locks(layers, None if had is None else had.body)
+        found = filling.held(layers, None if had is None else had.body)
     except DomainError:
         return had
     values = _values(folded(found.layers))

@@ -233,6 +233,30 @@ async def test_a_value_that_does_not_fit(world: World, district: Keeper, school:
     assert [one["ssid"] for one in device.policy["network"]["wifi"]] == ["Pupils", "Staff", "fits"]
 
 
+async def test_a_lock_takes_no_value_away_that_fits(
+    world: World, district: Keeper, school: Keeper
+) -> None:
+    """Where another one does not: a device without its school's passphrase is out of reach."""
+    above = await _published(district)
+    locks = policy_pb2.PolicyMergingChange(locked_fields=["network"])
+    await district.call("UpdatePolicy", id=above.id, merging=locks, signed=True)
+    await _put(district, RESELLER.id, "start", "start", overridable=True)
+    await _put(school, ORG.id, "wifi", OWN, secret=True)
+    await _put(school, ORG.id, "host", "school.example")
+    await _put(school, ORG.id, "start", "a\nb")
+    device = Seen(world, ORG.id)
+    # The values may come one after the other.
+    while await device.has() != ("https://school.example/start", OWN):
+        pass
+    changed = copy.deepcopy(TEMPLATE)
+    changed["template"]["network"]["wifi"][1]["ssid"] = "New"
+    changed["template"]["network"]["wifi"].append({"ssid": "{{var.start}}", "security": "none"})
+    await district.call("UpdatePolicy", id=above.id, bundle=changed, signed=True)
+    assert await device.has() == ("https://school.example/start", OWN)
+    assert [one["ssid"] for one in device.policy["network"]["wifi"]] == ["Pupils", "New", "start"]
+    assert (await _layered(school)).state == "HELD"
+
+
 @pytest.mark.parametrize("layered", [False, True])
 async def test_nothing_tells_that_a_value_is_the_districts(
     world: World, district: Keeper, school: Keeper, *, layered: bool
