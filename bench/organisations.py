@@ -146,7 +146,7 @@ def reseller_policy(number: int) -> dict[str, Any]:
 
 async def make(
     client: httpx.Client,
-    database: asyncpg.Connection,
+    connection: asyncpg.Connection,
     count: int,
     groups: int,
     *,
@@ -156,7 +156,7 @@ async def make(
 
     Args:
         client: logged in as an Owner of the root tenant.
-        database: a connection that may write every table.
+        connection: a connection that may write every table.
         count: how many, at least one.
         groups: of each, every one with a policy where the product knows policies of groups.
         with_policies: whether they have policies of their own; not without for groups.
@@ -171,12 +171,12 @@ async def make(
         group_ids.append(_post(client, "/api/device-groups", group)["id"])
     if with_policies:
         publish(client, org_id, own_policy(code))
-        if await database.fetchval("SELECT to_regclass('policy.bindings') IS NOT NULL"):
+        if await connection.fetchval("SELECT to_regclass('policy.bindings') IS NOT NULL"):
             for number, group_id in enumerate(group_ids):
                 publish(client, org_id, group_policy(code, number), group_id)
-    async with database.transaction():
-        await database.execute("SET LOCAL synchronous_commit = off")
-        await database.execute(
+    async with connection.transaction():
+        await connection.execute("SET LOCAL synchronous_commit = off")
+        await connection.execute(
             "CREATE TEMPORARY TABLE bench_organisation ON COMMIT DROP AS"
             " SELECT md5($1 || n)::uuid AS id, 'school-' || lpad(n::text, 7, '0') AS code,"
             f" '{code}' AS first_code FROM generate_series(1, $2::integer - 1) AS n",
@@ -184,15 +184,15 @@ async def make(
             count,
         )
         for table, changes in _ROWS:
-            await _copy(database, UUID(org_id), table, changes)
-        found = await database.fetch("SELECT id FROM bench_organisation ORDER BY code")
-        copied = await database.fetch(
+            await _copy(connection, UUID(org_id), table, changes)
+        found = await connection.fetch("SELECT id FROM bench_organisation ORDER BY code")
+        copied = await connection.fetch(
             "SELECT array_agg(md5(o.id::text || t.id)::uuid ORDER BY t.n) AS ids"
             " FROM bench_organisation AS o,"
             " unnest($1::uuid[]) WITH ORDINALITY AS t (id, n) GROUP BY o.code ORDER BY o.code",
             [UUID(one) for one in group_ids],
         )
-    await tidy(database, *[table for table, _ in _ROWS if await _has(database, table)])
+    await tidy(connection, *[table for table, _ in _ROWS if await _has(connection, table)])
     theirs = [[str(one) for one in row["ids"]] for row in copied] or [[] for _ in found]
     return Organisations(
         reseller, [org_id, *(str(row["id"]) for row in found)], [group_ids, *theirs]
@@ -200,7 +200,7 @@ async def make(
 
 
 async def register(
-    database: asyncpg.Connection, organisations: Organisations, devices: int, first: int = 1
+    connection: asyncpg.Connection, organisations: Organisations, devices: int, first: int = 1
 ) -> None:
     """Registers devices, by turns in the organisations, and there by turns in the groups.
 
@@ -232,16 +232,18 @@ async def register(
         "policy.memberships": "INSERT INTO policy.memberships"
         " (device_id, tenant_id, group_ids, revision) SELECT m.id, m.tenant_id, m.group_ids, 1",
     }
-    async with database.transaction():
-        await database.execute("SET LOCAL synchronous_commit = off")
+    async with connection.transaction():
+        await connection.execute("SET LOCAL synchronous_commit = off")
         for table, insert in statements.items():
-            if await _has(database, table) and (groups or table != "policy.memberships"):
-                await database.execute(f"{insert} FROM ({made}) AS m", *numbers, timeout=_PATIENCE)
-    await tidy(database, *[table for table in statements if await _has(database, table)])
+            if await _has(connection, table) and (groups or table != "policy.memberships"):
+                await connection.execute(
+                    f"{insert} FROM ({made}) AS m", *numbers, timeout=_PATIENCE
+                )
+    await tidy(connection, *[table for table in statements if await _has(connection, table)])
 
 
 async def until_put_together(
-    database: asyncpg.Connection, editions: int, recipe: str = "%"
+    connection: asyncpg.Connection, editions: int, recipe: str = "%"
 ) -> None:
     """Waits until the service has made so many editions of recipes like that.
 
@@ -252,10 +254,10 @@ async def until_put_together(
     Raises:
         TimeoutError: it does not come to so many.
     """
-    if not await _has(database, "policy.profiles"):
+    if not await _has(connection, "policy.profiles"):
         return
     async with asyncio.timeout(_PATIENCE):
-        while await database.fetchval(_MADE, recipe) < editions:
+        while await connection.fetchval(_MADE, recipe) < editions:
             await asyncio.sleep(1)
 
 
@@ -271,13 +273,13 @@ def publish(
 
 
 async def _copy(
-    database: asyncpg.Connection, first: UUID, table: str, changes: Mapping[str, str]
+    connection: asyncpg.Connection, first: UUID, table: str, changes: Mapping[str, str]
 ) -> None:
     """Copies the rows of the first organisation for all others, as far as columns are known."""
-    if not await _has(database, table):
+    if not await _has(connection, table):
         return
     schema, name = table.split(".")
-    known = await database.fetch(
+    known = await connection.fetch(
         "SELECT column_name FROM information_schema.columns"
         " WHERE table_schema = $1 AND table_name = $2",
         schema,
@@ -286,7 +288,7 @@ async def _copy(
     there = {row["column_name"] for row in known}
     pairs = ", ".join(f"'{column}', {sql}" for column, sql in changes.items() if column in there)
     whose = "id" if table == "identity.tenant" else "tenant_id"
-    await database.execute(
+    await connection.execute(
         f"INSERT INTO {table} SELECT r.* FROM {table} AS t CROSS JOIN bench_organisation AS o"
         f" CROSS JOIN LATERAL jsonb_populate_record(t, jsonb_build_object({pairs})) AS r"
         f" WHERE t.{whose} = $1",
@@ -295,8 +297,8 @@ async def _copy(
     )
 
 
-async def _has(database: asyncpg.Connection, table: str) -> bool:
-    found: bool = await database.fetchval("SELECT to_regclass($1) IS NOT NULL", table)
+async def _has(connection: asyncpg.Connection, table: str) -> bool:
+    found: bool = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table)
     return found
 
 

@@ -44,6 +44,8 @@ _HARMLESS = {
     "services.policy.authoring.document.Document",
     # The names of tables.
     "servicekit.data.backup.Tables",
+    # The names of the secrets that were made.
+    "services.policy.sets.moving.Moved",
     # The names of secrets.
     "cli.set_files.Set",
     "services.policy.sets.variables.Named",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -102,7 +103,7 @@ def parsed(message: str) -> dict[str, Any]:
 async def create(world: World, lines: Lines, **syslog: Any) -> pb.Forwarder:
     target = {"host": "127.0.0.1", "port": lines.port, "transport": "tcp"} | syslog
     request = pb.CreateForwarderRequest(
-        name="Syslog", kind="syslog", start_at="beginning", syslog=target
+        name=f"Syslog {uuid4()}", kind="syslog", start_at="beginning", syslog=target
     )
     return await world.audit.forwarders.CreateForwarder(request, metadata=world.admin)
 
