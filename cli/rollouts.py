@@ -53,6 +53,7 @@ _REASONS: Final = {
     "PUBLISHED": "something else was published",
     "WITHDRAWN": "the policy was withdrawn",
     "POLICY_DELETED": "the policy was deleted",
+    "TARGETS_DELETED": "all groups and devices that it was for were deleted",
     "RESTORED": "after a restore of a backup",
 }
 """What is said in place of a reason that comes without a sentence."""

@@ -17,6 +17,7 @@ from servicekit.feeds.changes import Changes
 from servicekit.peers.closing import TenantWork
 from servicekit.rpc.device_service import device_methods
 from servicekit.security.sealing import Sealer
+from services.policy.authoring.ending import Endings
 from services.policy.authoring.service import PolicyService
 from services.policy.delivery import store as delivery_store
 from services.policy.delivery.api import DeviceApi
@@ -46,7 +47,7 @@ from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
 from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store
-from services.policy.syncs.service import DEVICES, Syncs
+from services.policy.syncs.service import Syncs, mirror
 from services.policy.targets import store as targets_store
 from services.policy.targets.service import Groups, Seats
 from services.policy.variables.above import Above
@@ -78,13 +79,15 @@ async def build(kit: Kit) -> Parts:
     )
     sealer = Sealer.from_file(settings.master_key_file, PURPOSE)
     keys = KeyRing(kit.database, sealer, kit.clock, changes)
-    devices = kit.device_access(DEVICES)
+    endings = Endings(vault, kit.outbox)
+    devices = kit.device_access(mirror(endings.end))
     syncs = Syncs(kit.database, changes, kit.outbox, kit.tenants, devices, kit.clock)
     stamps = Stamps(kit.database, changes, keys, vault, kit.clock)
     groups = Groups(
         kit.database,
         enrollment_pb2_grpc.EnrollmentInternalServiceStub(kit.channel("enrollment")),
         kit.tenants,
+        endings.end,
         kit.wait_seconds("enrollment"),
     )
     seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups, keys)

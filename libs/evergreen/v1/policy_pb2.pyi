@@ -1055,7 +1055,7 @@ class Rollout(_message.Message):
     """Why: `NOT_APPLIED`, `TROUBLE`, `WENT_SILENT` (limits that were broken),
     `NOT_ENOUGH_SEEN`, `NOT_CONFIRMED`, `TROUBLE_UNKNOWN`, `PACE` (what a batch lacked
     for a week), `ADMIN`, `BATCH` (waits for approval), `PUBLISHED`, `WITHDRAWN`,
-    `POLICY_DELETED`, `RESTORED` (from a backup); empty otherwise.
+    `POLICY_DELETED`, `TARGETS_DELETED`, `RESTORED` (from a backup); empty otherwise.
     """
     detail: _builtins.str
     """The same as a sentence, or what an administrator said."""

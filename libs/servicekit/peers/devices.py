@@ -7,7 +7,7 @@ service that keeps all devices (`Mirror`) reads the whole feed, once for both.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 from uuid import UUID
@@ -68,6 +68,8 @@ class DeviceAccess:
         self._min_version: dict[str, int] = {}
         self._ready = False
         self._mirrored = ""
+        self.on_deleted: list[Callable[[Collection[UUID]], None]] = []
+        """Are told of devices that the registry deleted, once nothing of them is stored."""
         question = enrollment_pb2.ListDeviceChangesRequest(restricted_only=mirror is None)
         self.follower = Follower(
             "enrollment",
@@ -130,11 +132,11 @@ class DeviceAccess:
         changes = readable(
             self._place,
             page.devices,
-            lambda d: (UUID(d.device_id), d.status, d.token_version, UUID(d.tenant_id)),
+            lambda d: (UUID(d.device_id), d.status, d.token_version, UUID(d.tenant_id), d.deleted),
             lambda d: d.device_id,
         )
         kept = []
-        for device_id, status, version, tenant_id in changes:
+        for device_id, status, version, tenant_id, _ in changes:
             if self._tenants.is_going(tenant_id):
                 # Its rows are being erased, and its devices are refused as such.
                 continue
@@ -149,6 +151,10 @@ class DeviceAccess:
             await self._store(mirror, kept, page)
         for device_id, locked_out, version, _ in kept:
             self._remember(str(device_id), locked_out, version)
+        last = {device_id: deleted for device_id, _, _, _, deleted in changes}
+        if gone := [device_id for device_id, deleted in last.items() if deleted]:
+            for forget in self.on_deleted:
+                forget(gone)
         if not self._ready and not page.more:
             self._ready = True
             if self._mirror is not None:

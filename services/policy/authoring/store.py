@@ -24,7 +24,7 @@ from services.policy.stamps.domain import Content, Document
 from services.policy.stamps.numbers import move_counters
 from services.policy.stamps.store import NEVER_IN_FORCE, insert_documents
 from services.policy.targets.domain import PolicyTargets
-from services.policy.targets.store import bind, unbind
+from services.policy.targets.store import bind, gone, unbind
 from services.policy.vault import (
     DIGEST,
     HOLDS_SECRETS,
@@ -282,7 +282,9 @@ async def put_version_in_force(connection: Connection, vault: Vault, version: Ve
     )
     targets = PolicyTargets.read(version.targets)
     if targets:
-        await bind(connection, version.tenant_id, targets, version.policy_id, version.version)
+        # Some may have been deleted while the version was rolled out.
+        left = targets.without(await gone(connection, version.tenant_id, targets))
+        await bind(connection, version.tenant_id, left, version.policy_id, version.version)
         return
     # A trigger stamps the number with the document, which it could store in the open alone.
     content = Content(version.tenant_id, sha256(version.document))

@@ -6,7 +6,7 @@ Nothing here looks at a clock or a database. What a rollout may become is in thi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -210,6 +210,18 @@ class Rollout:
             and self.plan.batches[following].approval
             and self.approved_batch < following
         )
+
+    def is_based_on(self, base: str, gone: Collection[UUID]) -> bool:
+        """Whether what is in force for its devices is still what it was made upon.
+
+        Args:
+            base: what is in force now, as text.
+            gone: groups and devices that are deleted, for which nothing is.
+        """
+        deleted = {str(one) for one in gone}
+        before = [entry for entry in json.loads(self.base) if entry[0] not in deleted]
+        now: list[object] = json.loads(base)
+        return before == now
 
     def served_time(self, now: datetime) -> timedelta:
         """How long devices could get the open batch's version: freezes, closed windows and pauses

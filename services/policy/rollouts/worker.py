@@ -30,6 +30,7 @@ from services.policy.rollouts.domain import MOST_WATCHED, Counts, Rollout, State
 from services.policy.rollouts.metrics import DEVICES, FAILED, ROLLOUTS
 from services.policy.rollouts.service import Rollouts, may_serve
 from services.policy.stamps.domain import bucket
+from services.policy.targets.store import gone
 
 log = logs.get(__name__)
 
@@ -138,10 +139,7 @@ class RolloutWorker:
     async def _step(
         self, connection: Connection, rollout: Rollout, counts: Counts, now: datetime
     ) -> Step | None:
-        base = await store.base_of(connection, rollout.tenant_id, rollout.targets)
-        if base != rollout.base or not rollout.policy_name:
-            # The release before published, or deleted the policy: it knows no rollouts.
-            reason = "PUBLISHED" if rollout.policy_name else "POLICY_DELETED"
+        if (reason := await self._has_no_sense(connection, rollout)) is not None:
             counted = replace(rollout, counts=counts)
             return domain.superseded(counted, now, keep=False, reason=reason)
         if rollout.state is State.ROLLED_BACK:
@@ -152,6 +150,17 @@ class RolloutWorker:
             return Step(domain.forgotten(replace(rollout, counts=counts)))
         effect = await self._rollouts.in_effect(connection, rollout.tenant_id)
         return domain.judged(rollout, counts, now, may_open=may_serve(rollout, effect, now))
+
+    async def _has_no_sense(self, connection: Connection, rollout: Rollout) -> str | None:
+        """Why a rollout has to end that nobody ended; `None` for not at all."""
+        deleted = await gone(connection, rollout.tenant_id, rollout.targets)
+        if rollout.targets and not rollout.targets.without(deleted):
+            return "TARGETS_DELETED"
+        if not rollout.policy_name:
+            # The release before deleted the policy, or published: it knows no rollouts.
+            return "POLICY_DELETED"
+        base = await store.base_of(connection, rollout.tenant_id, rollout.targets)
+        return None if rollout.is_based_on(base, deleted) else "PUBLISHED"
 
     async def _ask_for_trouble(self, rollouts: Sequence[Rollout]) -> None:
         """Notes devices that tell of failures; the next look counts them.

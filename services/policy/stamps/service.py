@@ -20,7 +20,7 @@ from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import Cursor
 from servicekit.ids import Clock
 from servicekit.observability import logs
-from servicekit.observability.logs import brief
+from services.policy.freshness import Freshness
 from services.policy.keys.service import KeyRing
 from services.policy.keys.signing import Statement
 from services.policy.stamps import numbers, store
@@ -51,10 +51,6 @@ _DOCUMENTS_AT_ONCE: Final = 50
 _SIGNED_AT_ONCE: Final = 20
 """So many statements are signed before others are answered."""
 _READERS: Final = 4
-_FRESH_SECONDS: Final = 5.0
-"""So long a device waits for a fresh view; then it gets what is known."""
-_AWAY_SECONDS: Final = 5.0
-"""So long nobody waits for a database that did not answer."""
 _DRAWS: Final = 10
 _DRAWS_WITHIN: Final = timedelta(minutes=1)
 _REFUSED_SECONDS: Final = 60.0
@@ -92,7 +88,7 @@ class Stamps:
         self._stamps: Cache[tuple[UUID, int], Stamp] = Cache(_STAMP_BYTES)
         self._signatures: Cache[tuple[Content | bytes, str], Signature] = Cache(_SIGNATURE_BYTES)
         self._readers = asyncio.Semaphore(_READERS)
-        self._away_until = 0.0
+        self._freshness = Freshness("database")
         self._refused: dict[tuple[UUID, Targets, int], float] = {}
         self._known: dict[UUID, Known] = {}
         self.on_change: list[Callable[[Set[UUID]], None]] = []
@@ -116,18 +112,7 @@ class Stamps:
 
     async def fresh(self) -> bool:
         """Reads what has changed; callers share a reading. Answers whether that was possible."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._away_until:
-            return False
-        try:
-            async with asyncio.timeout(_FRESH_SECONDS):
-                await self.follower.refresh()
-        except Exception as error:
-            # Whatever is wrong with the feed, devices get what is known.
-            self._away_until = loop.time() + _AWAY_SECONDS
-            log.info("delivery goes on with what is known", error=brief(error))
-            return False
-        return True
+        return await self._freshness.ask(self.follower.refresh)
 
     async def bundle(self, tenant_id: UUID, version: int, *, shared: bool = False) -> Bundle | None:
         """What a number of an org stands for; `None` for nothing, or when it cannot be read now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -23,7 +23,8 @@ from servicekit.peers.devices import DeviceAccess, Mirror
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.syncs import store
 from services.policy.syncs.store import RegisteredDevice, Sync
-from services.policy.targets.store import Membership, unbind_targets, write_memberships
+from services.policy.targets.service import Ending
+from services.policy.targets.store import Membership, write_memberships
 
 log = logs.get(__name__)
 
@@ -56,27 +57,35 @@ def _membership(change: enrollment_pb2.DeviceChange) -> Membership | None:
     )
 
 
-async def _write(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
-    if staying := [device for device in devices if not device.deleted]:
-        await store.write_devices(connection, staying)
-        await write_memberships(
-            connection, [one.membership for one in staying if one.membership is not None]
-        )
-    gone = [device.device_id for device in devices if device.deleted]
-    await store.delete_devices(connection, gone)
-    await unbind_targets(connection, gone)
+_DEVICES: Final = place("policy", "follow_devices")
 
 
-DEVICES: Final = Mirror(
-    place=place("policy", "follow_devices"),
-    make=_device,
-    device_of=lambda device: device.device_id,
-    write=_write,
-    read_position=store.devices_cursor,
-    write_position=store.write_devices_cursor,
-)
-"""What policy keeps of the registry: which device belongs to which organisation, since when, and
-in which groups it is."""
+def mirror(end: Ending) -> Mirror[RegisteredDevice]:
+    """What policy keeps of the registry: which device belongs to which organisation, since when,
+    and in which groups it is.
+
+    Args:
+        end: is told of devices that are deleted.
+    """
+
+    async def write(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
+        if staying := [device for device in devices if not device.deleted]:
+            await store.write_devices(connection, staying)
+            await write_memberships(
+                connection, [one.membership for one in staying if one.membership is not None]
+            )
+        gone = [device for device in devices if device.deleted]
+        await store.delete_devices(connection, gone)
+        await end(connection, [device.device_id for device in gone])
+
+    return Mirror(
+        place=_DEVICES,
+        make=_device,
+        device_of=lambda device: device.device_id,
+        write=write,
+        read_position=store.devices_cursor,
+        write_position=store.write_devices_cursor,
+    )
 
 
 class Syncs:
@@ -100,6 +109,7 @@ class Syncs:
         self._asked: dict[str, datetime] = {}
         self._served: dict[str, Sync] = {}
         self.follower = changes.follower("device syncs", self._fetch)
+        devices.on_deleted.append(self._forget)
 
     @property
     def asked(self) -> Mapping[str, datetime]:
@@ -156,6 +166,10 @@ class Syncs:
             await write_readable(_PLACE, served, write, lambda sync: sync.device_id)
         except DomainError as away:
             log.info("served syncs wait to be written", waiting=len(served), error=away.message)
+
+    def _forget(self, device_ids: Collection[UUID]) -> None:
+        for device_id in device_ids:
+            self._asked.pop(str(device_id), None)
 
     async def _org_of_active(self, scope: Scope, device_id: UUID) -> UUID:
         """The org of a device in the scope that may pull policies.

@@ -101,10 +101,11 @@ async def devices_cursor(connection: Connection) -> str:
     return cursor or ""
 
 
-async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> None:
+async def delete_devices(connection: Connection, devices: Sequence[RegisteredDevice]) -> None:
     """Deletes what is known of devices that the registry deleted."""
-    if not device_ids:
+    if not devices:
         return
+    device_ids = [device.device_id for device in devices]
     await DELETED.wait_for_writers(connection)
     for table in (
         "devices",
@@ -118,6 +119,12 @@ async def delete_devices(connection: Connection, device_ids: Sequence[UUID]) -> 
         await connection.execute(
             f"DELETE FROM policy.{table} WHERE device_id = ANY ($1)", device_ids
         )
+    # What was put together for a device with a policy of its own.
+    await connection.execute(
+        "DELETE FROM policy.profiles WHERE tenant_id = ANY ($1) AND targets && $2",
+        list({device.tenant_id for device in devices}),
+        device_ids,
+    )
 
 
 async def write_devices_cursor(connection: Connection, cursor: str) -> None:

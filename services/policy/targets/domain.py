@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -32,6 +32,13 @@ class PolicyTargets:
     def ids(self) -> tuple[UUID, ...]:
         """All of them."""
         return (*self.group_ids, *self.device_ids)
+
+    def without(self, gone: Collection[UUID]) -> PolicyTargets:
+        """The same without some of them."""
+        return PolicyTargets(
+            tuple(one for one in self.group_ids if one not in gone),
+            tuple(one for one in self.device_ids if one not in gone),
+        )
 
     def stored(self) -> dict[str, list[str]]:
         """As JSON; empty for a policy of all devices."""

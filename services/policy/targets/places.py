@@ -66,6 +66,11 @@ class Places(Generic[S]):
         self._entries.pop(device_id, None)
         return found
 
+    def forget(self, device_id: str) -> None:
+        """Takes all that there is of a device."""
+        if isinstance(self._entries.pop(device_id, None), _Noted):
+            self.reports -= 1
+
     def items(self) -> Iterator[tuple[str, S]]:
         """The devices with seats."""
         for device_id, found in self._entries.items():

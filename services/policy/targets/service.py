@@ -7,9 +7,9 @@ to have what its organisation says. Devices with the same groups share what they
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -20,9 +20,9 @@ from servicekit.errors import unavailable
 from servicekit.feeds.changes import Changes
 from servicekit.feeds.feed import ANSWER_SECONDS, Cursor, Follower, asking
 from servicekit.observability import logs
-from servicekit.observability.logs import brief
 from servicekit.peers.devices import DeviceAccess
 from servicekit.peers.tenants import TenantDirectory, TenantNode
+from services.policy.freshness import Freshness
 from services.policy.keys.service import KeyRing
 from services.policy.layers.below import Below, below
 from services.policy.stamps.domain import (
@@ -43,11 +43,14 @@ from services.policy.targets.staging import Staging
 
 log = logs.get(__name__)
 
+T = TypeVar("T")
+
 _GROUPS: Final = place("policy", "follow_groups")
 _NOTHING: Final = Known()
-_FRESH_SECONDS: Final = 5.0
-_AWAY_SECONDS: Final = 5.0
-"""So long nobody waits for a registry that did not answer."""
+
+
+Ending: TypeAlias = Callable[[Connection, Sequence[UUID]], Awaitable[None]]
+"""Ends what is in force for groups and devices that are deleted."""
 
 
 class Groups:
@@ -58,11 +61,13 @@ class Groups:
         database: Database,
         registry: enrollment_pb2_grpc.EnrollmentInternalServiceAsyncStub,
         tenants: TenantDirectory,
+        end: Ending,
         wait_seconds: int,
     ) -> None:
         self._database = database
         self._registry = registry
         self._tenants = tenants
+        self._end = end
         self.follower = Follower(
             "device groups",
             self._fetch,
@@ -100,6 +105,7 @@ class Groups:
                 "the feed tells of all tenants"
             ) as connection:
                 await store.write_groups(connection, some)
+                await self._end(connection, [one.id for one in some if one.deleted])
                 # Only all of them bring the feed on.
                 if len(some) == len(groups):
                     await store.write_groups_cursor(connection, cursor)
@@ -193,10 +199,12 @@ class Seats:
         self._with_targets: set[UUID] = set()
         self._moved: set[UUID] = set()
         self._staged: dict[str, Staging] = {}
-        self._away_until = 0.0
+        self._forgets = 0
+        self._freshness = Freshness("device registry")
         self.follower = changes.follower("groups of devices", self._fetch)
         self.restrictions = changes.follower("restricted devices", self._fetch_restrictions)
         stamps.on_change.append(self.settle)
+        devices.on_deleted.append(self.forget)
 
     @property
     def of(self) -> Places[Seat]:
@@ -224,25 +232,15 @@ class Seats:
 
     async def fresh(self) -> bool:
         """Reads what the registry tells; callers share a reading. Answers whether it could."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._away_until:
-            return False
-        try:
-            async with asyncio.timeout(_FRESH_SECONDS):
-                await asyncio.gather(
-                    self._devices.follower.refresh(), self._groups.follower.refresh()
-                )
-                await asyncio.gather(
-                    self.follower.refresh(),
-                    self.restrictions.refresh(),
-                    self._stamps.follower.refresh(),
-                )
-        except Exception as error:
-            # Devices get what is known.
-            self._away_until = loop.time() + _AWAY_SECONDS
-            log.info("delivery goes on without the registry", error=brief(error))
-            return False
-        return True
+        return await self._freshness.ask(self._refresh)
+
+    async def _refresh(self) -> None:
+        await asyncio.gather(self._devices.follower.refresh(), self._groups.follower.refresh())
+        await asyncio.gather(
+            self.follower.refresh(),
+            self.restrictions.refresh(),
+            self._stamps.follower.refresh(),
+        )
 
     async def ask(self) -> None:
         """Reads what the registry tells of groups and devices.
@@ -362,8 +360,27 @@ class Seats:
         moved, self._moved = self._moved, set()
         return moved
 
+    def forget(self, device_ids: Iterable[UUID]) -> None:
+        """Takes devices that are deleted: their rows are gone, and no feed tells of that."""
+        self._forgets += 1
+        for device_id in device_ids:
+            self._of.forget(str(device_id))
+            self._gate_of.pop(device_id, None)
+
+    def _forget_orgs(self) -> None:
+        """Takes organisations that are deleted: nobody tells of their devices any more."""
+        gone = {org for org in self._in_org if self._tenants.is_going(org)}
+        if gone:
+            self.forget([UUID(one) for one, seat in self._of.items() if seat.tenant_id in gone])
+        for org in gone:
+            del self._in_org[org]
+            self._own.pop(org, None)
+            self._staged.pop(str(org), None)
+            self._with_targets.discard(org)
+
     def settle_all(self) -> None:
         """Takes a tree of tenants that has changed."""
+        self._forget_orgs()
         for org in tuple(self._with_targets):
             self._settle_org(org)
 
@@ -441,15 +458,26 @@ class Seats:
         node = self._tenants.known(tenant_id)
         return node is None or node.kind == "org"
 
+    async def _read(self, read: Callable[[Connection], Awaitable[T]]) -> T:
+        """What is read of devices; anew where some were deleted meanwhile, which it may have."""
+        while True:
+            forgets = self._forgets
+            async with self._database.system_transaction("the cache has all tenants") as connection:
+                found = await read(connection)
+            if forgets == self._forgets:
+                return found
+
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
-        async with self._database.system_transaction("the cache has all tenants") as connection:
-            page, found = await store.memberships_since(connection, Cursor.parse(cursor))
+        page, found = await self._read(
+            lambda connection: store.memberships_since(connection, Cursor.parse(cursor))
+        )
         self._sit_all(found)
         return str(page.cursor), page.more
 
     async def _fetch_restrictions(self, cursor: str) -> tuple[str, bool]:
-        async with self._database.system_transaction("the cache has all tenants") as connection:
-            page, found = await store.restricted_since(connection, Cursor.parse(cursor))
+        page, found = await self._read(
+            lambda connection: store.restricted_since(connection, Cursor.parse(cursor))
+        )
         for device_id, tenant_id, gate_id in found:
             if gate_id is None:
                 self._gate_of.pop(device_id, None)

@@ -68,15 +68,26 @@ async def unbind(connection: Connection, tenant_id: UUID, policy_id: UUID) -> No
     await bind(connection, tenant_id, PolicyTargets(), policy_id, 0)
 
 
-async def unbind_targets(connection: Connection, target_ids: Sequence[UUID]) -> None:
-    """Takes whatever is in force out of it for groups and devices that are gone."""
-    if target_ids:
-        await connection.execute(
-            "UPDATE policy.bindings SET policy_id = NULL, version = NULL,"
-            " changed_xid = pg_current_xact_id()"
-            " WHERE target_id = ANY ($1) AND version IS NOT NULL",
-            list(target_ids),
-        )
+async def unbind_targets(
+    connection: Connection, target_ids: Sequence[UUID]
+) -> list[tuple[UUID, UUID]]:
+    """Takes whatever is in force out of it for groups and devices that are gone.
+
+    Answers tenant and id of the policies that it was.
+    """
+    if not target_ids:
+        return []
+    rows = await connection.fetch(
+        "WITH ended AS (UPDATE policy.bindings b SET policy_id = NULL, version = NULL,"
+        " changed_xid = pg_current_xact_id() FROM (SELECT o.tenant_id, o.target_id, o.policy_id"
+        " FROM policy.bindings o WHERE o.target_id = ANY ($1) AND o.version IS NOT NULL"
+        " ORDER BY o.tenant_id, o.target_id FOR UPDATE) AS f"
+        " WHERE b.tenant_id = f.tenant_id AND b.target_id = f.target_id"
+        " RETURNING f.tenant_id, f.policy_id)"
+        " SELECT DISTINCT e.tenant_id, e.policy_id FROM ended e ORDER BY 1, 2",
+        list(target_ids),
+    )
+    return [(row["tenant_id"], row["policy_id"]) for row in rows]
 
 
 async def count_bound(connection: Connection, tenant_id: UUID) -> int:
@@ -105,12 +116,14 @@ async def is_bound(
 async def policies_of(
     connection: Connection, tenant_id: UUID, target_id: UUID
 ) -> list[tuple[UUID, str]]:
-    """The policies that are in force for a group or a device, with their names; also what devices
-    of a group get that fall short of its gate."""
+    """The policies that are in force for a group or a device, or come to it by a rollout, with
+    their names; also what devices of a group get that fall short of its gate."""
     rows = await connection.fetch(
         "SELECT p.id, p.name FROM policy.policies p WHERE p.tenant_id = $1"
         " AND (p.id IN (SELECT b.policy_id FROM policy.bindings b WHERE b.tenant_id = $1"
         " AND b.target_id = $2 AND b.version IS NOT NULL)"
+        " OR p.id IN (SELECT r.policy_id FROM policy.rollout r WHERE r.tenant_id = $1"
+        " AND $2 = ANY (r.group_ids || r.device_ids) AND r.ended_at IS NULL)"
         " OR p.id IN (SELECT e.otherwise_policy_id FROM policy.gate e WHERE e.tenant_id = $1"
         " AND e.target_id = $2 AND e.mode = 'ENFORCE')) ORDER BY p.id",
         tenant_id,
@@ -135,6 +148,13 @@ async def known_groups(
         list(group_ids),
     )
     return {row["id"]: Group(**row) for row in rows}
+
+
+async def gone(connection: Connection, tenant_id: UUID, targets: PolicyTargets) -> set[UUID]:
+    """Which groups and devices an organisation does not have any more."""
+    groups = await known_groups(connection, tenant_id, targets.group_ids)
+    devices = await known_devices(connection, tenant_id, targets.device_ids)
+    return {one for one in targets.ids if one not in groups and one not in devices}
 
 
 async def known_devices(
@@ -257,7 +277,6 @@ async def write_groups(connection: Connection, groups: Iterable[Group]) -> None:
             " (excluded.name, excluded.alias, excluded.priority, excluded.deleted)",
             *columns(rows),
         )
-    await unbind_targets(connection, [row[0] for row in rows if row[5]])
 
 
 async def groups_cursor(connection: Connection) -> str:

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.channels import open_channel
 from services.policy.gate.service import note_short
-from services.policy.syncs.service import DEVICES
+from services.policy.syncs import store as syncs_store
 from tests.support.policy import (
     ORG,
     RESELLER,
@@ -304,4 +304,4 @@ async def test_devices_of_the_last_release_are_read_once_more(world: World) -> N
     finally:
         await connection.close()
     async with world.kit.database.system_transaction("a test") as inside:
-        assert await DEVICES.read_position(inside) == ""
+        assert await syncs_store.devices_cursor(inside) == ""

@@ -18,11 +18,12 @@ class Seat:
 SEATS = [Seat() for _ in range(3)]
 REPORTS = [Report(version, 1, rightful) for version in (1, 2) for rightful in (False, True)]
 DEVICES = ["a", "b", "c"]
+FORGETS = ["the device", "all reports"]
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(DEVICES), st.sampled_from([*SEATS, *REPORTS, None, "forget"]))
+        st.tuples(st.sampled_from(DEVICES), st.sampled_from([*SEATS, *REPORTS, None, *FORGETS]))
     )
 )
 def test_it_is_as_two_dictionaries(steps: list[tuple[str, object]]) -> None:
@@ -37,6 +38,10 @@ def test_it_is_as_two_dictionaries(steps: list[tuple[str, object]]) -> None:
             reports[device] = step
         elif step is None:
             assert places.pop(device) == seats.pop(device, None)
+        elif step == "the device":
+            places.forget(device)
+            seats.pop(device, None)
+            reports.pop(device, None)
         else:
             places.forget_reports()
             reports.clear()
