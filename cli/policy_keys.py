@@ -395,13 +395,20 @@ def _tell_keys(found: Log, *, as_json: bool) -> None:
         }
         for one in found.keys.values()
     ]
+    for gap in found.gaps:
+        known = f", up to {gap.lost.sequence} at least" if gap.lost.sequence else ""
+        typer.echo(
+            f"RESTORED  on {moment(gap.at)} a backup: the entries behind number"
+            f" {gap.behind.sequence} are lost{known}; the log goes on with {gap.sequence}",
+            err=as_json,
+        )
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
         return
     for line in table(_LOG_COLUMNS, [_log_row(row) for row in rows]):
         typer.echo(line)
-    typer.echo(f"VERIFIED  {found.head.sequence} entries; the last one is {found.head.sha256}")
+    typer.echo(f"VERIFIED  {found.entries} entries; the last one is {found.head.sha256}")
 
 
 def _log_row(row: dict[str, Any]) -> tuple[str, ...]:

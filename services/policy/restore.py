@@ -25,8 +25,8 @@ from services.policy.keys.store import FIRST_KEY
 from services.policy.vault import PURPOSE as POLICY_SECRETS
 
 TABLES: Final = Tables(
-    # What attestation tells.
-    made_anew=frozenset({"device_verdict"}),
+    # What attestation tells, and what a restore says itself.
+    made_anew=frozenset({"device_verdict", "key_log_restore"}),
     sealed={"signing_keys": PURPOSE},
     secrets=dict.fromkeys(("policies", "versions", "documents", "variable"), POLICY_SECRETS),
     signs_of_use=frozenset({"policies"}),
@@ -50,6 +50,10 @@ class Known:
     """Keys that were retired since."""
     compromised: dict[UUID, datetime] = field(default_factory=dict)
     """Keys → when somebody said that they are in wrong hands."""
+
+    log_end: tuple[int, str] = (0, "")
+    """The last entry of the log of keys that the audit log tells of: its number, and the SHA-256
+    of its payload."""
 
     def version(self, tenant_id: UUID, version: int) -> None:
         """Takes a published version."""
@@ -78,7 +82,10 @@ class Known:
             and "version" in entry.after
         ):
             self.version(entry.tenant_id, int(entry.after["version"]))
-        elif entry.action == PolicyKeyRetired.NAME:
+        if "logSequence" in entry.after:
+            end = (int(entry.after["logSequence"]), str(entry.after["logSha256"]))
+            self.log_end = max(self.log_end, end)
+        if entry.action == PolicyKeyRetired.NAME:
             self.retired.add(UUID(entry.name))
         elif entry.action == PolicyKeyCompromised.NAME:
             self.compromised[UUID(entry.name)] = entry.at
@@ -181,6 +188,16 @@ async def _repair_keys(connection: Connection, known: Known) -> None:
                 *row.values(),
             )
         return
+    if await connection.fetchval("SELECT to_regclass('policy.key_log_restore') NOTNULL"):
+        # What was entered in the log since the backup is lost; the next start says so in it.
+        await connection.execute(
+            "INSERT INTO policy.key_log_restore (lost_sequence, lost_digest) VALUES ($1, $2)"
+            " ON CONFLICT (only_row) DO UPDATE SET lost_sequence = excluded.lost_sequence,"
+            " lost_digest = excluded.lost_digest",
+            known.log_end[0],
+            bytes.fromhex(known.log_end[1]) or None,
+        )
+    await _pass_on_signing(connection, known)
     # The last key of the installation goes on: without one nothing is signed.
     await connection.execute(
         "UPDATE policy.signing_keys SET state = 'retired', sealed_seed = NULL, retired_at = now()"
@@ -192,3 +209,22 @@ async def _repair_keys(connection: Connection, known: Known) -> None:
         " WHERE row_id = $1",
         [*known.compromised.items()],
     )
+
+
+async def _pass_on_signing(connection: Connection, known: Known) -> None:
+    """Lets the active key sign what is stored, where the one that did was retired since."""
+    heir: UUID | None = await connection.fetchval(
+        "SELECT row_id FROM policy.signing_keys WHERE tenant_id IS NULL AND state = 'active'"
+        " AND NOT signs AND sealed_seed NOTNULL AND row_id <> ALL ($1)",
+        [*known.retired],
+    )
+    if heir is not None:
+        await connection.execute(
+            "UPDATE policy.signing_keys SET signs = false WHERE signs AND row_id = ANY ($1)",
+            [*known.retired],
+        )
+        await connection.execute(
+            "UPDATE policy.signing_keys SET signs = true WHERE row_id = $1"
+            " AND NOT EXISTS (SELECT FROM policy.signing_keys k WHERE k.signs)",
+            heir,
+        )

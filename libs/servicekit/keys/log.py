@@ -12,6 +12,11 @@ on), `previous` (the SHA-256 of the bytes before, empty in the first entry), `ac
 | `revoke` | the key is in wrong hands: from here on it vouches for nothing | another key in use |
 | `root` | an offline key certifies new keys | a key in use |
 | `certify` | the offline root vouches for a key | that key; the root by its certificate |
+| `restored` | entries behind the one before are lost, with a database | a key of the installation |
+
+After a restore of a backup the log goes on with `restored`, whose number is above all that were
+given out: it is at least the seconds of its time since 1970. `lost` has the last number and digest
+that are known of the lost entries. No number stands for two entries.
 
 A key of a scope is vouched for by keys of the same scope, and by those of the installation. Once
 there is a root, a key that is added is trusted by its certificate alone. The
@@ -52,6 +57,7 @@ class Action(StrEnum):
     REVOKE = "revoke"
     ROOT = "root"
     CERTIFY = "certify"
+    RESTORED = "restored"
 
 
 def scope_of(tenant_id: UUID | None) -> str:
@@ -192,6 +198,46 @@ def is_certificate(entry: Envelope, root: PublicKey, scope: str, key: PublicKey)
     return certificate.payload == asked.payload and certificate.is_signed_by(root)
 
 
+def restored_entry(head: Head, lost: Head, at: datetime, signer: Signer) -> Envelope:
+    """What a log goes on with whose last entries are lost.
+
+    Args:
+        head: where the log ends that is left.
+        lost: where it ended, as far as that is known.
+        signer: a key of the installation in use.
+    """
+    sequence = max(head.sequence, lost.sequence, int(at.timestamp()) - 1) + 1
+    said: dict[str, Any] = {
+        "sequence": sequence,
+        "previous": head.sha256,
+        "action": Action.RESTORED.value,
+        "scope": INSTALLATION,
+        "key": signer.public.jwk(),
+        "at": format_rfc3339(at),
+        "lost": {"sequence": lost.sequence, "sha256": lost.sha256},
+    }
+    payload = json.dumps(said, separators=(",", ":")).encode()
+    return Envelope(PAYLOAD_TYPE, payload).signed_by([signer])
+
+
+def sequence_of(entry: Envelope) -> int:
+    """The number of an entry that was checked, or made here."""
+    return int(json.loads(entry.payload)["sequence"])
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Entries that are lost since a restore."""
+
+    behind: Head
+    """The last entry that was left."""
+    sequence: int
+    """The number with which the log goes on."""
+    at: str
+    lost: Head
+    """The last one of them that is known; 0 for none."""
+
+
 @dataclass(slots=True)
 class LoggedKey:
     """A key of a log, as of its end."""
@@ -223,6 +269,8 @@ class Log:
     root: PublicKey | None = None
     root_trusted: bool = False
     head: Head = field(default_factory=Head)
+    entries: int = 0
+    gaps: list[Gap] = field(default_factory=list)
 
 
 def read(entries: Iterable[Envelope], trusted: Collection[PublicKey] = ()) -> Log:
@@ -239,16 +287,20 @@ def read(entries: Iterable[Envelope], trusted: Collection[PublicKey] = ()) -> Lo
     anchors = {key.id for key in trusted}
     for number, one in enumerate(entries, 1):
         try:
-            _take(log, number, one, anchors)
+            _take(log, one, anchors)
         except LogError as error:
             raise LogError(f"entry {number}: {error}") from error
     return log
 
 
-def _take(log: Log, number: int, one: Envelope, anchors: set[str]) -> None:
+def _take(log: Log, one: Envelope, anchors: set[str]) -> None:
     said, key, scope = _parsed(one)
-    if said["sequence"] != number:
-        raise LogError(f"it has the number {said['sequence']}")
+    sequence, action = said.get("sequence"), said.get("action")
+    follows = log.head.sequence + 1
+    if type(sequence) is not int or not (
+        sequence == follows or (action == Action.RESTORED and sequence > follows)
+    ):
+        raise LogError(f"it has the number {sequence}")
     if said["previous"] != log.head.sha256:
         raise LogError("it does not follow the entry before")
     # Those that may vouch for something of this scope.
@@ -258,9 +310,10 @@ def _take(log: Log, number: int, one: Envelope, anchors: set[str]) -> None:
         if known.state == "in use" and known.scope in {scope, INSTALLATION}
     ]
     vouching = [known for known in in_use if one.is_signed_by(known.key)]
-    action = said["action"]
     if action == Action.ADD:
         _add(log, one, key, scope, str(said["at"]), vouching, anchors)
+    elif action == Action.RESTORED:
+        _leave_out(log, said, vouching)
     elif action == Action.ROOT:
         _replace_root(log, one, key, vouching, anchors)
     else:
@@ -277,7 +330,8 @@ def _take(log: Log, number: int, one: Envelope, anchors: set[str]) -> None:
             known_key.retired_at = str(said["at"])
         else:
             known_key.revoked_at = str(said["at"])
-    log.head = Head(number, one.sha256)
+    log.head = Head(sequence, one.sha256)
+    log.entries += 1
 
 
 def _parsed(one: Envelope) -> tuple[dict[str, Any], PublicKey, str]:
@@ -315,6 +369,16 @@ def _add(
         tuple(known.key.id for known in vouching),
         trusted=is_anchor or is_vouched,
     )
+
+
+def _leave_out(log: Log, said: dict[str, Any], vouching: Sequence[LoggedKey]) -> None:
+    if not any(known.scope == INSTALLATION for known in vouching):
+        raise LogError("no key of the installation in use has signed it")
+    try:
+        lost = Head(int(said["lost"]["sequence"]), str(said["lost"]["sha256"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LogError("it does not say what is lost") from error
+    log.gaps.append(Gap(log.head, said["sequence"], str(said["at"]), lost))
 
 
 def _replace_root(

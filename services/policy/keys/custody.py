@@ -473,7 +473,7 @@ class Custody:
             signers,
             certificate=certificate,
         )
-        return await store.append(connection, head, action, key, entry)
+        return await store.append(connection, action, key, entry)
 
     def _opened(self, key: PolicyKey | None) -> Signer:
         signer = None if key is None else self._ring.opened(key)

@@ -142,6 +142,7 @@ class KeyRing:
                 keys = await self._mark_first(connection, keys)
             await self._take(connection, keys)
             await self._begin_log(connection, keys)
+            await self._enter_loss(connection)
             await self._enter_ends(connection, keys)
         first = self._keys.first
         assert first is not None, "one of the keys is marked"
@@ -267,7 +268,20 @@ class KeyRing:
                 key.created_at,
                 signers,
             )
-            head = await store.append(connection, head, Action.ADD, key.public, entry)
+            head = await store.append(connection, Action.ADD, key.public, entry)
+
+    async def _enter_loss(self, connection: Connection) -> None:
+        """Goes on above what was entered in the log since the backup that was restored."""
+        lost = await store.take_loss(connection)
+        if lost is None:
+            return
+        vouching = self._keys.active(None)
+        made = None if vouching is None else self._signers.get(vouching.public.id)
+        signer = made or self.signer
+        head = await store.head(connection)
+        entry = key_log.restored_entry(head, lost, self._clock(), signer)
+        await store.append(connection, Action.RESTORED, signer.public, entry)
+        log.warning("log of policy keys goes on after a restore", number=key_log.sequence_of(entry))
 
     async def _enter_ends(self, connection: Connection, keys: Iterable[PolicyKey]) -> None:
         """Enters the ends of keys that a restore knew from the audit log, as it signs nothing, and
@@ -287,7 +301,7 @@ class KeyRing:
                     continue
                 scope = key_log.scope_of(key.tenant_id)
                 entry = key_log.entry(head, action, scope, key.public, at, [signer])
-                head = await store.append(connection, head, action, key.public, entry)
+                head = await store.append(connection, action, key.public, entry)
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         async with self._database.system_transaction("the cache has all tenants") as connection:

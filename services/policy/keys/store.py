@@ -13,7 +13,14 @@ import asyncpg
 
 from servicekit.data.postgres import Connection, Scope
 from servicekit.feeds.feed import Cursor, FeedPage, read_page
-from servicekit.keys.log import Action, Envelope, Head, is_certificate, scope_of
+from servicekit.keys.log import (
+    Action,
+    Envelope,
+    Head,
+    is_certificate,
+    scope_of,
+    sequence_of,
+)
 from servicekit.rpc.pagination import Page
 from servicekit.security.signing import PublicKey, read_jwk
 from services.policy.keys.domain import PolicyKey, State
@@ -159,20 +166,30 @@ async def head(connection: Connection) -> Head:
     return Head() if row is None else Head(row["sequence"], row["digest"])
 
 
-async def append(
-    connection: Connection, at: Head, action: Action, key: PublicKey, entry: Envelope
-) -> Head:
+async def append(connection: Connection, action: Action, key: PublicKey, entry: Envelope) -> Head:
     """Adds an entry about a key behind the end of the log; answers the new end."""
+    sequence = sequence_of(entry)
     await connection.execute(
         "INSERT INTO policy.key_log (sequence, action, envelope, digest, key_id)"
         " VALUES ($1, $2, $3, $4, $5)",
-        at.sequence + 1,
+        sequence,
         action.value,
         json.dumps(entry.to_json(), separators=(",", ":")),
         entry.sha256,
         key.id,
     )
-    return Head(at.sequence + 1, entry.sha256)
+    return Head(sequence, entry.sha256)
+
+
+async def take_loss(connection: Connection) -> Head | None:
+    """Where the log ended before a restore, as far as that is known; once after each one.
+
+    `None` where nothing was restored since this was last asked.
+    """
+    row = await connection.fetchrow(
+        "DELETE FROM policy.key_log_restore RETURNING lost_sequence, lost_digest"
+    )
+    return None if row is None else Head(row["lost_sequence"], (row["lost_digest"] or b"").hex())
 
 
 async def ends(connection: Connection) -> set[tuple[str, Action]]:

@@ -520,6 +520,7 @@ _NOTHING: dict[str, list[str]] = {
         "identity.spent_challenge",
         "identity.sso_used",
         "policy.key_log",
+        "policy.key_log_restore",
         "policy.signatures",
         "policy.signing_keys",
         "audit.signing_key",

@@ -73,9 +73,12 @@ class Owner:
         )
         return key
 
-    async def log(self) -> key_log.Log:
+    async def entries(self) -> list[Envelope]:
         found = await self.call("ListPolicyKeyLog", page_size=500)
-        return key_log.read(map(_envelope, found.entries))
+        return [*map(_envelope, found.entries)]
+
+    async def log(self) -> key_log.Log:
+        return key_log.read(await self.entries())
 
 
 def _envelope(message: policy_pb2.SignedEnvelope) -> Envelope:
