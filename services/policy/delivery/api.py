@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from google.protobuf import json_format
 
@@ -41,8 +42,14 @@ def to_envelope(bundle: Bundle) -> device_pb2.PolicyEnvelope:
         signature=bundle.document.signature,
         statement=to_statement(bundle),
     )
-    json_format.ParseDict(json.loads(bundle.document.body), message.policy)
+    message.policy.CopyFrom(_policy(bundle.document.body))
     return message
+
+
+@lru_cache(maxsize=16)
+def _policy(body: bytes) -> device_pb2.PolicyDocument:
+    """A document as a message; many devices get the same one, and one can have half a megabyte."""
+    return json_format.ParseDict(json.loads(body), device_pb2.PolicyDocument())
 
 
 def to_statement(bundle: Bundle) -> device_pb2.PolicyStatement:

@@ -25,25 +25,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
-import grpc
-
-from contract.events.policy import DeviceTokenRotated, TokenExpiry
-from evergreen.v1 import identity_pb2, identity_pb2_grpc
+from evergreen.v1 import identity_pb2_grpc
 from servicekit.call import Caller
 from servicekit.data.postgres import Database, Scope
 from servicekit.data.quarantine import place, write_readable
 from servicekit.errors import DomainError
 from servicekit.ids import Clock
-from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
 from services.policy.delivery import store
+from services.policy.delivery.bounds import Hourly
 from services.policy.delivery.domain import UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
+from services.policy.delivery.tokens import DeviceTokens
 from services.policy.keys.service import KeyRing
 from services.policy.sightings.pace import Pace
 from services.policy.sightings.service import Sightings
@@ -61,9 +59,11 @@ _FLUSH_SECONDS = 0.5
 _WRITE_AT_ONCE = 5000
 _MOST_NOTED = 2_000_000
 _MOST_UNWRITTEN = 200_000
-_IDENTITY_SECONDS = 2.0
 _MOST_TRIES = 3
 """So often a poll is decided anew while others publish."""
+DRAWS_AN_HOUR = 20
+"""New numbers for one device: those of an organisation are bounded too, and two devices that lie
+are not to have all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class Delivery:
     ) -> None:
         self._database = database
         self._keys = keys
-        self._outbox = outbox
-        self._identity = identity
+        self._tokens = DeviceTokens(database, outbox, identity, clock)
+        self._draws = Hourly(DRAWS_AN_HOUR, clock)
         self._clock = clock
         self._stamps = stamps
         self._standings = stamps.standings
@@ -177,7 +177,7 @@ class Delivery:
         is_wanted = org.want is not None and bundle.version in org.want.versions
         if org.stage is not None and is_wanted:
             self._sightings.gave(device, org.stage, self._clock())
-        token = await self._new_token(device) if decision.new_token else None
+        token = await self._tokens.renewed(device) if decision.new_token else None
         if token is None and decision.only_with_token:
             return None
         if decision.fulfils_sync:
@@ -253,7 +253,8 @@ class Delivery:
             number: int | None = decision.version
             if decision.edition is not None and not number:
                 # A view that may be old would bring back what was replaced.
-                number = await self._stamps.draw(tenant_id, org, has) if is_fresh else None
+                may_draw = is_fresh and self._draws.take(device.id)
+                number = await self._stamps.draw(tenant_id, org, has) if may_draw else None
                 if number is None and self._standing(device, late) is not org:
                     continue
             if number is None:
@@ -312,35 +313,6 @@ class Delivery:
 
     def _decide(self, device: Caller, has: int, org: Standing) -> Decision:
         return decide(device, has, org, device.id in self._asked, self._clock())
-
-    async def _new_token(self, device: Caller) -> str | None:
-        """A new token and its entry in the audit log, or `None`: the old one works on for now."""
-        tenant_id = UUID(device.tenant_id)
-        try:
-            issued = await self._identity.IssueDeviceToken(
-                identity_pb2.IssueDeviceTokenRequest(
-                    device_id=device.id,
-                    tenant_id=device.tenant_id,
-                    token_version=device.token_version,
-                ),
-                timeout=_IDENTITY_SECONDS,
-            )
-            async with self._database.transaction(Scope.of(tenant_id)) as connection:
-                await self._outbox.append(
-                    connection,
-                    CloudEvent(
-                        DeviceTokenRotated(
-                            id=UUID(device.id),
-                            before=TokenExpiry(expires_at=device.expires_at),
-                            after=TokenExpiry(expires_at=issued.expires_at.ToDatetime(UTC)),
-                        ),
-                        tenant_id,
-                    ),
-                )
-        except (grpc.aio.AioRpcError, DomainError) as away:
-            log.warning("device token not renewed", device=device.id, error=str(away))
-            return None
-        return issued.device_token
 
     def _note_applied(self, device: Caller, version: int, now: datetime, *, rightful: bool) -> None:
         noted = self._places.report(device.id)
