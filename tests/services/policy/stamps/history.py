@@ -108,9 +108,14 @@ class Laptop:
 
     calls: tuple[Device, ...]
     """By each process."""
+    old_calls: tuple[Device, ...]
+    """The same with a token that is to be replaced: then more is answered than what is new."""
     has: int = 0
     content: str = ""
     in_group: bool = False
+    was_in_group: bool = False
+    was_short: bool = False
+    """Whether it ever fell short of what the gate asks for."""
     key: int = 0
     """Which of the organisation's keys it pins."""
     verdict: str = ""
@@ -218,6 +223,7 @@ class History:
             "back_up": 1,
             "restore": 1,
             "poll": 30,
+            "lie": 3,
         }
         name = self.random.choices(list(steps), list(steps.values()))[0]
         self.counts[name] += 1
@@ -289,6 +295,7 @@ class History:
         """A device, and every process knows it when it looks."""
         laptop = self.random.choice(self.laptops)
         laptop.in_group = not laptop.in_group
+        laptop.was_in_group |= laptop.in_group
         self.register(laptop)
 
     async def enroll_again(self) -> None:
@@ -372,6 +379,7 @@ class History:
         """Of a device's boot, and the gate has it another policy soon."""
         laptop = self.random.choice(self.laptops)
         laptop.verdict = self.random.choice(_SHORT + _ENOUGH)
+        laptop.was_short |= laptop.verdict in _SHORT
         self.attestation.tell(laptop.id, laptop.verdict, self.org)
 
     async def enforce(self) -> None:
@@ -541,6 +549,27 @@ class History:
         """A device, by one process; some answers are lost on their way."""
         laptop = self.random.choice(self.laptops)
         await self.answered(laptop, lost=self.random.random() < 0.2)
+
+    async def lie(self) -> None:
+        """A device names a number that it may never have had, and gets nothing that was never for
+        it."""
+        laptop = self.random.choice(self.laptops)
+        last = await self.connection.fetchval(
+            "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1", self.org
+        )
+        named = self.random.randint(1, last + 2)
+        answer = await self.random.choice(laptop.old_calls).pull(str(named))
+        if answer.status_code == httpx.codes.NOT_MODIFIED:
+            return
+        assert answer.status_code == httpx.codes.OK, answer.text
+        verified(self.keys[laptop.key][1], answer)
+        envelope = answer.json()
+        version, content = int(envelope["version"]), json.dumps(envelope["policy"])
+        assert version >= named
+        assert self.stood.setdefault(version, content) == content
+        assert laptop.was_in_group or not any(page in content for page in _OF_GROUP)
+        assert laptop.was_short or _OF_GATE["browser"]["homepage"] not in content
+        self.counts["answered lie"] += 1
 
     async def answered(self, laptop: Laptop, *, lost: bool = False) -> bool:
         """Whether a device got something, which has to be right."""
