@@ -133,7 +133,7 @@ async def test_secrets_are_stored_hashed_only(identity: Identity) -> None:
     for secret in (PASSWORD, session.refresh_token, invited.invitation_token, session.token):
         assert secret
         assert secret not in dump
-    assert "$argon2id$v=19$m=19456,t=2,p=1$" in dump
+    assert "$argon2id$v=19$" in dump
 
 
 async def test_logout_ends_the_session_and_tells_the_other_services(identity: Identity) -> None:
