@@ -316,8 +316,9 @@ def test_it_is_asked_before_people_are_shut_out(stack: Stack, org: Org) -> None:
     }
     ok(org.root.post("/api/sso-providers", json=provider))
     path = f"/api/tenants/{org.id}/sign-in-policy"
-    admin = {"email": f"{uuid4().hex}@school.example", "role": "Admin", "tenantId": org.id}
-    ok(org.root.post("/api/users", json={**admin, "password": PASSWORD}))
+    for role in ("Owner", "Admin"):
+        user = {"email": f"{uuid4().hex}@school.example", "role": role, "tenantId": org.id}
+        ok(org.root.post("/api/users", json={**user, "password": PASSWORD}))
     people = ok(org.root.get(path))["localOnlyUsers"]
     assert people == 1
 
