@@ -34,6 +34,10 @@ PROGRAMS: Final = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 """The programs that it takes, and their packages in Debian."""
 
 
+class StaleError(AssertionError):
+    """What was found is on the page no more: another one comes."""
+
+
 class Element:
     """An element of the page."""
 
@@ -82,6 +86,8 @@ class Browser:
         """
         answer = self._driver.request(method, self._session + path, json=body)
         value = answer.json()["value"]
+        if answer.status_code != 200 and value["error"] == "stale element reference":
+            raise StaleError(path)
         assert answer.status_code == 200, f"{path}: {value['error']}: {value['message'][:300]}"
         return value
 
@@ -103,8 +109,11 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """All that a person reads on the page."""
-        return self.find("body").text
+        """All that a person reads on the page; nothing while it gives way to another one."""
+        try:
+            return self.find("body").text
+        except StaleError:
+            return ""
 
     @property
     def cookies(self) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.test_console import person
 from tests.e2e.world import PASSWORD, Org, make_org, ok
-from tests.external.browser import Browser
+from tests.external.browser import Browser, StaleError
 from tests.support.stack import PATIENCE, Stack, until
 
 _GET = """
@@ -57,9 +57,16 @@ def org(stack: Stack) -> Iterator[Org]:
 
 
 def _press(browser: Browser, words: str) -> None:
-    found = [one for one in browser.all("button") if one.shown and one.text == words]
-    assert found, f"no button {words}: {browser.text}"
-    found[0].click()
+    def pressed() -> bool:
+        try:
+            found = [one for one in browser.all("button") if one.shown and one.text == words]
+            assert found, f"no button {words}: {browser.text}"
+            found[0].click()
+        except StaleError:
+            return False
+        return True
+
+    until(pressed, PATIENCE, f"the button {words} cannot be pressed", pause=0.1)
 
 
 def _reads(browser: Browser, words: str) -> None:

@@ -81,7 +81,7 @@ class School:
             # The code before was of the same half minute.
             return said.json() if said.status_code == 200 else None
 
-        session = until(answer, PATIENCE, "the app's code is not taken", 2.0)
+        session = until(answer, 120, "the app's code is not taken", 5.0)
         client = self.stack.client(session["token"])
         client.headers["x-refresh"] = session["refreshToken"]
         self.sessions.append(client)

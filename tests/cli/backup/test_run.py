@@ -284,6 +284,8 @@ async def test_a_backup_that_was_killed_leaves_nothing_for_long(machine: Machine
     dead = await machine.run("--keep", "1", cut=CUTS[cut])
     assert dead.returncode == -signal.SIGKILL
     assert {*OLD, *FOREIGN} <= machine.files()
+    # Names of backups have whole seconds.
+    await asyncio.sleep(1)
     done = await machine.run("--keep", "1")
     assert done.returncode == 0, done.stderr
     (new,) = machine.files() - set(FOREIGN)
