@@ -128,7 +128,7 @@ def sign_in(
             help="Who has passwords here where a directory or provider is used: all or owners-only."
         ),
     ] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, whoever is shut out.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,

@@ -396,10 +396,10 @@ def _tell_keys(found: Log, *, as_json: bool) -> None:
         for one in found.keys.values()
     ]
     for gap in found.gaps:
-        known = f", up to {gap.lost.sequence} at least" if gap.lost.sequence else ""
+        known = f", at least up to number {gap.lost.sequence}" if gap.lost.sequence else ""
         typer.echo(
-            f"RESTORED  on {moment(gap.at)} a backup: the entries behind number"
-            f" {gap.behind.sequence} are lost{known}; the log goes on with {gap.sequence}",
+            f"RESTORED  a backup was restored on {moment(gap.at)}. The entries after number"
+            f" {gap.behind.sequence} are lost{known}. The next entry is number {gap.sequence}.",
             err=as_json,
         )
     if as_json:
