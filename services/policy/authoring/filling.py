@@ -4,8 +4,8 @@ A template of a tenant above organisations may name values in whose place those 
 own: variables and secrets that its tenant lets them have, and the code and the name of the
 organisation. They are put in when layers are put together, and not when a device asks.
 
-Who replaces a value in a network or VPN could have devices send its secret elsewhere. So a tenant's
-values count there only if all secrets of it are the tenant's own.
+Who replaces a value in a network or VPN could have devices send its secret elsewhere. So beside the
+template's own values only those of one tenant count there: the nearest one with all of its secrets.
 """
 
 from __future__ import annotations
@@ -148,18 +148,16 @@ class _Chosen:
         )
         """Tells the values from others."""
         self._left = left
-        self._everywhere = self._with(levels, left.names)
+        self._everywhere = self._with(levels)
         self._in_items: dict[str, Values] = {}
         for one in secret_items({"template": left.template}):
             wanted = one.names & left.names
             counting = [(id_, _only(some, wanted)) for id_, some in levels]
-            counting = [(id_, some) for id_, some in counting if some.of]
-            if one.fields:
+            if one.secrets:
                 # The values of one tenant beside secrets of another one would give these away.
-                while counting and not one.secrets <= _names_of(counting, counting[0][0]):
-                    lowest = counting[0][0]
-                    counting = [(id_, some) for id_, some in counting if id_ != lowest]
-            self._in_items[one.place] = self._with(counting, wanted)
+                by = next((id_ for id_ in order if one.secrets <= _names_of(counting, id_)), None)
+                counting = [(id_, some) for id_, some in counting if id_ == by]
+            self._in_items[one.place] = self._with(counting)
 
     def at(self, place: str) -> Values:
         """The values at a place of the document."""
@@ -171,7 +169,7 @@ class _Chosen:
         """The networks and VPNs that name something."""
         return self._in_items
 
-    def _with(self, levels: Sequence[tuple[UUID, Values]], wanted: frozenset[str]) -> Values:
+    def _with(self, levels: Sequence[tuple[UUID, Values]]) -> Values:
         of, marks = dict(self._left.values.of), dict(self._left.values.marks)
         for tenant_id, values in reversed(levels):
             of.update(values.of)
