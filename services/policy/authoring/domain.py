@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,12 +17,15 @@ from services.policy.authoring.agent_rules import Finding, check
 from services.policy.authoring.configuration import compile_bundle, is_console_form, keeps_baseline
 from services.policy.authoring.document import MAX_DOCUMENT, Security, parse_document
 from services.policy.authoring.goencoding import encode_document
-from services.policy.authoring.layering import own_document_of, rounding
+from services.policy.authoring.layering import own_document_of
 from services.policy.authoring.secret_values import MASKED, REDACTED, hide, secrets_of
+from services.policy.authoring.sizes import in_steps, unseen
 from services.policy.authoring.templates import (
     NO_VALUES,
+    CountsAt,
     Values,
     ValuesAt,
+    everywhere,
     expanded,
     is_template,
 )
@@ -111,21 +114,27 @@ class Checked:
 
 
 def check_policy(
-    bundle: object, standing: Security | None = None, *, tells_size: bool = True
+    bundle: object,
+    standing: Security | None = None,
+    *,
+    size_of: Callable[[bytes], int] | None = None,
 ) -> Checked:
     """Compiles an authored bundle and holds it against the rules of the released agent.
 
     The paths of the findings are those of the authored form, from `bundle` on. `standing` is what
-    the policy in force says of security, which the console's form takes USBGuard from. Raises
-    `DomainError` (INVALID_ARGUMENT) with every field of a wrong shape.
+    the policy in force says of security, which the console's form takes USBGuard from. `size_of`
+    says how large a document counts that is not to be told. Raises `DomainError` (INVALID_ARGUMENT)
+    with every field of a wrong shape.
     """
     try:
         compiled = compile_bundle(bundle, "bundle", standing)
         document = encode_document(compiled.document)
     except RecursionError as deep:
         raise invalid_field("bundle", "is nested too deeply") from deep
-    if len(document) > MAX_DOCUMENT:
-        raise _too_long(len(document) if tells_size else None)
+    if size_of is None and len(document) > MAX_DOCUMENT:
+        raise _too_long(f", not {len(document)}")
+    if size_of is not None and size_of(document) > MAX_DOCUMENT:
+        raise _too_long()
     found = [
         Finding(finding.rule, _authored_path(finding.path, compiled.places))
         for finding in check(compiled.document, compiled.unset)
@@ -143,22 +152,24 @@ def compile_policy(
     draft: bool = False,
     values: Values = NO_VALUES,
     at: ValuesAt | None = None,
+    counts: CountsAt = everywhere,
 ) -> bytes:
     """The exact bytes that devices get of an authored bundle.
 
     A `draft` of the console's form may lack what the form has no field for. A template gets
-    `values`, or those `at` a place of it. Raises `DomainError` (INVALID_ARGUMENT) with every field
-    that devices could not apply.
+    `values`, or those `at` a place of it; where the secrets at a place do not count, they are of a
+    tenant above. Raises `DomainError` (INVALID_ARGUMENT) with every field that devices could not
+    apply.
     """
     if isinstance(bundle, Mapping) and is_template(bundle):
         if MASKED in secrets_of(bundle):
             # The release before changed the policy: it knows no more of a template.
             raise invalid_field("bundle.template", f"has {MASKED} in place of a secret: give it")
-        document = expanded(bundle, values, "bundle", at)
+        document = expanded(bundle, values, "bundle", at, counts)
+        others = secrets_of(document, lambda place: not counts(place))
+        more = in_steps(secrets_of(document, counts)) - unseen(others)
         with _in_template():
-            checked = check_policy(document, standing, tells_size=False)
-            if len(checked.document) + rounding(secrets_of(document)) > MAX_DOCUMENT:
-                raise _too_long()
+            checked = check_policy(document, standing, size_of=lambda body: len(body) + more)
             lenient = draft and is_console_form(document)
             _refuse(found for found in checked.findings if not (lenient and found.rule.draft))
             return checked.document
@@ -168,8 +179,7 @@ def compile_policy(
     return checked.document
 
 
-def _too_long(size: int | None = None) -> DomainError:
-    told = "" if size is None else f", not {size}"
+def _too_long(told: str = "") -> DomainError:
     return invalid_field("bundle", f"must be at most {MAX_DOCUMENT} bytes as a document{told}")
 
 

@@ -64,7 +64,7 @@ def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InFor
         return found
     bundle = {"template": left.template}
     try:
-        document = compile_policy(bundle, values=left.values, at=chosen.at)
+        document = compile_policy(bundle, values=left.values, at=chosen.at, counts=chosen.counts)
     except DomainError as unfit:
         return replace(found, unfit=unfit.message, fits=_as_it_fits(layer, left, chosen))
     own = own_of(bundle, document, layer.own.merging, left.values, chosen.at)
@@ -106,11 +106,14 @@ def _as_it_fits(layer: InForce, left: Open, chosen: _Chosen) -> Own:
     def at(place: str) -> Values:
         return chosen.at(place) if _item_of(place) in taken else left.values
 
+    def counts(place: str) -> bool:
+        return chosen.counts(place) and _item_of(place) in taken
+
     found = layer.own
     for item in ("", *chosen.items):
         taken.add(item)
         try:
-            document = compile_policy(bundle, values=left.values, at=at)
+            document = compile_policy(bundle, values=left.values, at=at, counts=counts)
         except DomainError:
             taken.discard(item)
             continue
@@ -150,19 +153,27 @@ class _Chosen:
         self._left = left
         self._everywhere = self._with(levels)
         self._in_items: dict[str, Values] = {}
+        self._counts: set[str] = set()
         for one in secret_items({"template": left.template}):
             wanted = one.names & left.names
             counting = [(id_, _only(some, wanted)) for id_, some in levels]
+            by: UUID | None = below.tenant_id
             if one.secrets:
                 # The values of one tenant beside secrets of another one would give these away.
                 by = next((id_ for id_ in order if one.secrets <= _names_of(counting, id_)), None)
                 counting = [(id_, some) for id_, some in counting if id_ == by]
             self._in_items[one.place] = self._with(counting)
+            if by == below.tenant_id and not one.is_inline:
+                self._counts.add(one.place)
 
     def at(self, place: str) -> Values:
         """The values at a place of the document."""
         item = _item_of(place)
         return self._in_items.get(item, self._left.values) if item else self._everywhere
+
+    def counts(self, place: str) -> bool:
+        """Whether secrets at a place are the lowest tenant's own, which count in the size."""
+        return _item_of(place) in self._counts
 
     @property
     def items(self) -> Iterable[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -14,8 +14,9 @@ from servicekit.errors import Code, DomainError
 from services.policy.authoring.agent_rules import refused
 from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
-from services.policy.authoring.goencoding import encode_document, encoded_size
+from services.policy.authoring.goencoding import encode_document
 from services.policy.authoring.secret_values import secrets_of
+from services.policy.authoring.sizes import in_steps, unseen
 from services.policy.authoring.templates import (
     NO_VALUES,
     Told,
@@ -45,9 +46,7 @@ _FORM: Final = {
 }
 """Where the console's form says something, by the path of a document."""
 _NETWORKS: Final = ("network.wifi", "network.vpns")
-_SECRET_COUNTS: Final = 384
-"""A secret of a tenant above counts as a multiple of so many bytes: what still fits would tell how
-long it is. It is what 63 characters, the longest passphrase of WPA2, take at most."""
+_ABOVE: Final = (Level.ROOT, Level.RESELLER)
 _OTHER_ITEMS: Final = tuple(path for path in ITEM_PATHS if path not in _NETWORKS)
 _OTHERS: Final = tuple(path for path in PATHS if path not in _NETWORKS)
 _BASELINE: Final = (
@@ -240,7 +239,7 @@ def encoded(found: Folded) -> bytes:
         DomainError: FAILED_PRECONDITION when devices could not apply them together. It names no
             value: it may be another tenant's.
     """
-    return _checked(found.document(), set(), rounding(_secrets_above(found)))
+    return _checked(found.document(), set(), _counting(found))
 
 
 def together(layers: Sequence[InForce]) -> bytes:
@@ -256,27 +255,29 @@ def together(layers: Sequence[InForce]) -> bytes:
     return encoded(folded(layers))
 
 
-def _secrets_above(found: Folded) -> Iterator[str]:
-    """The secrets of all tenants but the one of the lowest layer."""
+def _counting(found: Folded) -> int:
+    """By how much a document counts for more than it is long; below zero for less."""
+    more = 0
     for one in found.values:
-        if one.path in _NETWORKS and not one.gone and not found.is_lowest(one.source):
+        if one.path in _NETWORKS and one.source is not None and not one.gone:
             section, _, name = one.path.partition(".")
-            yield from secrets_of({section: {name: [one.value]}})
+            secrets = secrets_of({section: {name: [one.value]}})
+            more += -unseen(secrets) if one.source.level in _ABOVE else in_steps(secrets)
+    return more
 
 
-def rounding(secrets: Iterable[str]) -> int:
-    """By how much secrets count for more than they are long."""
-    return sum(-encoded_size(secret) % _SECRET_COUNTS for secret in secrets)
+def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]], more: int) -> bytes:
+    """The bytes of a document that breaks no rules but those that are known.
 
-
-def _checked(found: Mapping[str, Any], known: Set[tuple[str, str]], extra: int) -> bytes:
-    """The bytes of a document that breaks no rules but those that are known."""
+    Args:
+        more: by how much it counts for more than it is long.
+    """
     try:
         document = parse_document(found)
     except DomainError as broken:
         raise _not_together(broken.message) from broken
     body = encode_document(document)
-    if len(body) + extra > MAX_DOCUMENT:
+    if len(body) + more > MAX_DOCUMENT:
         # Not by how much: that is told by what tenants above say.
         raise _not_together(f"the document would have more than {MAX_DOCUMENT} bytes")
     for path, rule in sorted(_broken(document) - known):
@@ -341,8 +342,7 @@ def _kept(together: Folded, paths: Sequence[str], before: bytes) -> bytes:
         if name in found.get(section, {}):
             document[section][name] = found[section][name]
     # Whose the secrets of what was before are, nobody knows.
-    unknown = rounding(secrets_of(document)) if together.of_several else 0
-    return _checked(document, broken, unknown)
+    return _checked(document, broken, -unseen(secrets_of(document)))
 
 
 def _broken(document: Document) -> set[tuple[str, str]]:

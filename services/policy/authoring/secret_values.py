@@ -49,12 +49,16 @@ def hide(
     return _mapped(authored, hidden)
 
 
-def secrets_of(authored: Any) -> list[str]:
-    """The secrets of a stored policy that are not empty."""
+def secrets_of(authored: Any, at: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """The secrets of a stored policy that are not empty.
+
+    Args:
+        at: says whose are meant, by their place.
+    """
     found: list[str] = []
 
-    def note(value: str, *_: Any) -> str:
-        if value:
+    def note(value: str, *where: Any) -> str:
+        if value and at(where[-1]):
             found.append(value)
         return value
 

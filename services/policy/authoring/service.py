@@ -637,8 +637,10 @@ class PolicyService:
             )
             previous = await previous_payload(connection, self._vault, policy.tenant_id, last)
         if above:
-            # Only its tenant is looked at: it is a layer of its own kind.
-            source = Source(Level.ORG, policy.tenant_id, policy.id, policy.name, number)
+            node = self._tenants.known(policy.tenant_id)
+            # All that counts is whether tenants below have it, too.
+            level = Level.ORG if node is None or node.kind == "org" else Level.RESELLER
+            source = Source(level, policy.tenant_id, policy.id, policy.name, number)
             all_of_them = together([*above, InForce(source, own)])
             # With targets it is put together for each set of them.
             document = document if policy.targets else all_of_them

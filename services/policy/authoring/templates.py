@@ -16,6 +16,7 @@ from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from services.policy.authoring.document import MAX_DOCUMENT, MAX_SECRET, secret_fields
+from services.policy.authoring.sizes import rounding
 from services.policy.authoring.violations import MAX_TEXT, Violations, child, item
 
 NAME: Final = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
@@ -23,10 +24,11 @@ _REFERENCE: Final = re.compile(rf"\{{\{{((?:var|secret)\.{NAME}|org\.(?:code|nam
 _ONLY: Final = re.compile(rf"(?:{_REFERENCE.pattern})+")
 _BRACES: Final = re.compile(r"\{\{[^{}]{0,80}\}\}|\{\{|\}\}")
 """Looks only so far from each brace: texts come from outside."""
-_SECRET_PLACES: Final = re.compile(
-    r"network\.(wifi\[\d+\]\.(passphrase|eap[.\[].+)|vpns\[\d+\]\.(data|secrets)[.\[].+)"
-    r"|configuration\.network\.wifiNetworks\[\d+\]\.passphrase",
-    re.DOTALL,
+_PASSPHRASES: Final = re.compile(
+    r"(?:network\.wifi|configuration\.network\.wifiNetworks)\[\d+\]\.passphrase"
+)
+_SECRET_SETTINGS: Final = re.compile(
+    r"network\.(wifi\[\d+\]\.eap|vpns\[\d+\]\.(data|secrets))[.\[].+", re.DOTALL
 )
 _SHAPE: Final = (
     "must be {{var.NAME}}, {{secret.NAME}}, {{org.code}} or {{org.name}}: a NAME has small letters,"
@@ -49,9 +51,8 @@ _LISTS: Final[tuple[tuple[str, str, str], ...]] = (
 items."""
 _FORM_LISTS: Final[tuple[tuple[str, str, str], ...]] = (("wifiNetworks", "wifi", "ssid"),)
 """Those of the console's form."""
-_SECRET_COUNTS: Final = 384
-"""A secret counts as a multiple of so many characters beside other text: what still fits would tell
-how long it is."""
+_MOST_UNSEEN: Final = 2 * MAX_DOCUMENT
+"""Of secrets that do not count. They are bounded where their tenants set and publish them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ NO_VALUES: Final = Values()
 ORG_NAMES: Final = frozenset({"org.code", "org.name"})
 ValuesAt: TypeAlias = Callable[[str], Values]
 """The values at a place of a document, such as `network.wifi[0].passphrase`."""
+CountsAt: TypeAlias = Callable[[str], bool]
+"""Whether secrets at a place of a document count in its size."""
 Told: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Of items with a named secret, by the path of their list and their name: the fields with secrets,
 with what tells the value of a secret from others of it in place of the value."""
@@ -107,6 +110,11 @@ class SecretItem:
         if replaced & ORG_NAMES and self.secrets:
             return True
         return self.is_inline or not self.secrets <= replaced
+
+
+def everywhere(_: str) -> bool:
+    """Secrets count at all places: they are the tenant's own."""
+    return True
 
 
 def is_template(bundle: object) -> bool:
@@ -176,7 +184,11 @@ def secret_items(bundle: object) -> Iterator[SecretItem]:
 
 
 def expanded(
-    bundle: Mapping[str, Any], values: Values, path: str, at: ValuesAt | None = None
+    bundle: Mapping[str, Any],
+    values: Values,
+    path: str,
+    at: ValuesAt | None = None,
+    counts: CountsAt = everywhere,
 ) -> Any:
     """The document of a template, with values in place of references.
 
@@ -185,6 +197,7 @@ def expanded(
         values: of the policy's tenant.
         path: of the template, for errors.
         at: the values at a place of the document, where they are not the same everywhere.
+        counts: whether secrets at a place count in the document's size.
 
     Raises:
         DomainError: INVALID_ARGUMENT with every text whose braces are no reference, that has a
@@ -198,7 +211,7 @@ def expanded(
     for one in secret_items(bundle):
         if one.may_leak(values.open):
             violations.add(f"{path}.template.{one.place}", _BESIDE_SECRET)
-    expansion = _Expansion(at or (lambda _: values), f"{path}.template", violations)
+    expansion = _Expansion(at or (lambda _: values), counts, f"{path}.template", violations)
     document = _mapped(bundle["template"], "", expansion.of)
     violations.raise_if_any()
     return document
@@ -207,21 +220,24 @@ def expanded(
 class _Expansion:
     """Puts values into the texts of a document. What comes of it is measured before it is made."""
 
-    def __init__(self, at: ValuesAt, path: str, violations: Violations) -> None:
+    def __init__(self, at: ValuesAt, counts: CountsAt, path: str, violations: Violations) -> None:
         self._at = at
+        self._counts = counts
         self._path = path
         self._violations = violations
         self._room = MAX_DOCUMENT
+        self._room_unseen = _MOST_UNSEEN
 
     def of(self, text: str, place: str) -> str:
         """A text with values in place of references, or with a fault noted as it is."""
-        may_be_secret = _SECRET_PLACES.fullmatch(place) is not None
-        limit = MAX_SECRET if may_be_secret else MAX_TEXT
+        is_setting = _SECRET_SETTINGS.fullmatch(place) is not None
+        may_be_secret = is_setting or _PASSPHRASES.fullmatch(place) is not None
+        limit = MAX_SECRET if is_setting else MAX_TEXT
         size = len(text)
         fault = _TOO_LONG.format(limit) if size > limit else ""
         values = self._at(place).of
         # Nothing is looked for in a text that is longer than any may be.
-        rounding = 0
+        more = 0
         for braces in () if fault else _BRACES.finditer(text):
             found = _REFERENCE.fullmatch(braces[0])
             fault = _fault(found, values, may_be_secret=may_be_secret)
@@ -230,16 +246,19 @@ class _Expansion:
             value = len(values[found[1]])
             size += value - len(braces[0])
             if found[1].startswith("secret."):
-                rounding += -value % _SECRET_COUNTS
+                more += rounding(value)
         is_one = _REFERENCE.fullmatch(text) is not None
-        if not fault and size + (0 if is_one else rounding) > limit:
+        if not fault and size + (0 if is_one else more) > limit:
             # Not by how much: that would be the length of a secret.
             fault = _TOO_LONG.format(limit)
         if fault:
             self._violations.add(f"{self._path}.{place}", fault)
             return text
-        self._room -= size + rounding
-        if self._room < 0:
+        if may_be_secret and not self._counts(place):
+            self._room_unseen -= size
+        else:
+            self._room -= size + more
+        if min(self._room, self._room_unseen) < 0:
             self._violations.add(self._path, f"must be at most {MAX_DOCUMENT} bytes as a document")
             self._violations.raise_if_any()
         return _REFERENCE.sub(lambda found: values[found[1]], text)

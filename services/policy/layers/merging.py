@@ -156,20 +156,8 @@ class Folded:
         self._files: dict[str, tuple[str, str]] = {}
         """Which network or VPN has a file."""
         self._locked: set[str] = set()
-        self._tenants: list[UUID] = []
-        """Of the layers."""
         for layer in layers:
-            self._tenants.append(layer.source.tenant_id)
             self._add(layer)
-
-    @property
-    def of_several(self) -> bool:
-        """Whether the layers are of several tenants."""
-        return len(set(self._tenants)) > 1
-
-    def is_lowest(self, source: Source | None) -> bool:
-        """Whether a value's layer is of the lowest layer's tenant."""
-        return source is not None and source.tenant_id == self._tenants[-1]
 
     @property
     def values(self) -> list[Value]:

@@ -65,6 +65,22 @@ def test_what_values_make_is_measured_before_it_is_made(copies: int) -> None:
     assert faults == {"bundle.template.network.vpns[0].data.x": wanted}
 
 
+def test_no_answer_tells_how_long_a_secret_is() -> None:
+    """One that is too long for a passphrase, in either form."""
+    wanted = f"must have at most {MAX_TEXT} characters, with the values that it names"
+    wifi = {"ssid": "Class", "security": "sae", "passphrase": "{{secret.w}}"}
+    form = {"ssid": "Class", "passphrase": "{{secret.w}}"}
+    for document, place in (
+        ({"network": {"wifi": [wifi]}}, "network.wifi[0]"),
+        (
+            {"configuration": {"network": {"wifiNetworks": [form]}}},
+            "configuration.network.wifiNetworks[0]",
+        ),
+    ):
+        faults = _faults(document, secret_w="s" * (MAX_TEXT + 1))
+        assert faults == {f"bundle.template.{place}.passphrase": wanted}
+
+
 def test_values_make_no_document_that_is_too_large() -> None:
     """Many texts, each of which may be as long as it is."""
     document = _vpns(*["{{secret.w}}"] * 900)

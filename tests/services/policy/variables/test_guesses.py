@@ -12,7 +12,7 @@ from google.protobuf import json_format
 
 from services.policy.authoring.document import MAX_DOCUMENT
 from tests.services.policy.variables.test_variables import SECRET, TEMPLATE, Keeper
-from tests.support.policy import ORG, World, world
+from tests.support.policy import ORG, RESELLER, World, world
 from tests.support.refusals import refusal
 
 __all__ = ["world"]
@@ -140,3 +140,34 @@ async def test_no_limit_tells_how_long_a_secret_is(world: World, keeper: Keeper)
     assert not await fits("long", high)
     refused = await refusal(world.admin.create(ORG.id, of("short", MAX_DOCUMENT - 100)))
     assert "not " not in json.dumps(refused.body)
+
+
+async def test_no_limit_tells_a_school_how_long_a_districts_secret_is(world: World) -> None:
+    """It has exactly the same room beside a short one and a very long one."""
+    district = Keeper(world.channel, RESELLER.id)
+    wifi = await district.put(RESELLER.id, "wifi", "short one", secret=True)
+    network = {"ssid": "Pupils", "security": "wpa-eap", "eap": {"key": "{{secret.wifi}}"}}
+    await district.published(RESELLER.id, {"template": {"network": {"wifi": [network]}}})
+
+    async def fits(filler: int) -> bool:
+        each = 8_000
+        texts = [f"{at:06}{'x' * each}"[: min(each, filler - at)] for at in range(0, filler, each)]
+        try:
+            await world.admin.call(
+                "SimulatePolicy", org_id=str(ORG.id), bundle={"browser": {"extensions": texts}}
+            )
+        except grpc.aio.AioRpcError as error:
+            assert str(MAX_DOCUMENT) in (error.details() or "")
+            return False
+        return True
+
+    low, high = MAX_DOCUMENT - 2_000, MAX_DOCUMENT
+    while high - low > 1:
+        middle = (low + high) // 2
+        if await fits(middle):
+            low = middle
+        else:
+            high = middle
+    await district.variable("Update", id=wifi.id, value="x" * 50_000, apply="NOW")
+    assert await fits(low)
+    assert not await fits(low + 1)
