@@ -28,6 +28,16 @@ Org: TypeAlias = Annotated[
     ),
 ]
 
+Tenant: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--org",
+        help="The organisation or reseller, by its code or id; the only organisation that you see"
+        " when not given.",
+        show_default=False,
+    ),
+]
+
 Below: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -73,6 +83,18 @@ def tenant_id(api: Api, name: str) -> str:
         if name in {tenant["id"], tenant["code"]}:
             return str(tenant["id"])
     raise CliError(f"you see no tenant with the code or id {name}; `orgs list` shows them")
+
+
+def org_or_above(api: Api, name: str) -> str:
+    """The id of a tenant of any kind that may have policies of its own.
+
+    Args:
+        name: its code or id; empty for the only organisation that the caller sees.
+
+    Raises:
+        CliError: there is none, or it is not said which.
+    """
+    return tenant_id(api, name) if name else org_id(api, name)
 
 
 def codes_of(api: Api) -> dict[str, str]:

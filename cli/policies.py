@@ -13,7 +13,7 @@ import typer
 from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, group_of, org_id
+from cli.places import ALL, Org, Tenant, group_of, org_id, org_or_above
 from cli.session import session
 from cli.tables import moment, show_list, table
 
@@ -44,7 +44,7 @@ _VERSION_COLUMNS: Final = ("VERSION", "PUBLISHED (UTC)", "BY", "NOTE")
 
 @app.command("list")
 def list_policies(
-    org: Org = "",
+    org: Tenant = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -52,16 +52,15 @@ def list_policies(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show the policies of an organisation, and which one is in force."""
+    """Show the policies of an organisation or reseller, and which one is in force."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        found = list(api.pages("/api/policies", "policies", ALL, orgId=org_id(api, org)))
-        show_list(found, _COLUMNS, _row, as_json=as_json)
+        show_list(policies_of(api, org_or_above(api, org)), _COLUMNS, _row, as_json=as_json)
 
 
 @app.command()
 def versions(
     policy: Policy,
-    org: Org = "",
+    org: Tenant = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -89,7 +88,7 @@ def diff(
             show_default=False,
         ),
     ] = "",
-    org: Org = "",
+    org: Tenant = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -213,7 +212,7 @@ def target(
 def withdraw(
     policy: Policy,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -245,6 +244,12 @@ def published(policy: Any, *, asked: bool) -> str:
     return "not published yet"
 
 
+def policies_of(api: Api, tenant: str) -> list[Any]:
+    """A tenant's own policies; those of tenants below are their own."""
+    found = api.pages("/api/policies", "policies", ALL, orgId=tenant)
+    return [policy for policy in found if policy["orgId"] == tenant]
+
+
 def found_policy(api: Api, org: str, name: str) -> Any:
     """A policy by its name or id.
 
@@ -253,7 +258,7 @@ def found_policy(api: Api, org: str, name: str) -> Any:
     """
     found = [
         policy
-        for policy in api.pages("/api/policies", "policies", ALL, orgId=org_id(api, org))
+        for policy in policies_of(api, org_or_above(api, org))
         if name in {policy["id"], policy["name"]}
     ]
     if not found:

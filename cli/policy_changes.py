@@ -10,7 +10,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import Org, group_of, org_id, serials_of
+from cli.places import Tenant, group_of, org_or_above, serials_of
 from cli.policies import AsJson, device_of, found_policy, shown
 from cli.session import session
 from cli.tables import counted, moment
@@ -70,7 +70,7 @@ def simulate(
     urgent: Annotated[
         bool, typer.Option("--urgent", help="As if freezes and windows did not count.")
     ] = False,
-    org: Org = "",
+    org: Tenant = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -89,7 +89,7 @@ def simulate(
             found = found_policy(api, org, policy)
             body["policyId"], tenant = found["id"], found["orgId"]
         else:
-            body["orgId"] = tenant = org_id(api, org)
+            body["orgId"] = tenant = org_or_above(api, org)
         if from_file is not None:
             body["bundle"] = json_of(from_file)
         if merging is not None:

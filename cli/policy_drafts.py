@@ -11,8 +11,8 @@ import typer
 from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, org_id
-from cli.policies import Policy, found_policy, published
+from cli.places import Tenant, org_or_above
+from cli.policies import Policy, found_policy, policies_of, published
 from cli.policy_changes import json_of
 from cli.session import session
 
@@ -33,17 +33,17 @@ def create(
         Path, typer.Option("--from-file", help="A file with the bundle as JSON: what it sets.")
     ],
     publish: Publish = False,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Make a policy for all devices of an organisation: a draft, unless it is published."""
+    """Make a policy for all devices of a tenant and those below: a draft, unless published."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        tenant = org_id(api, org)
-        for known in api.pages("/api/policies", "policies", ALL, orgId=tenant):
+        tenant = org_or_above(api, org)
+        for known in policies_of(api, tenant):
             if known["name"] == name:
                 raise CliError(f"there is a policy called {name}; `policies edit` changes it")
         body = {"name": name, "orgId": tenant, "bundle": json_of(from_file)}
@@ -62,7 +62,7 @@ def edit(
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Another name.", show_default=False)] = "",
     publish: Publish = False,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -90,7 +90,7 @@ def show(
     bundle: Annotated[
         bool, typer.Option("--bundle", help="Only the bundle, as `edit --from-file` takes it.")
     ] = False,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -115,7 +115,7 @@ def publish(
         ),
     ] = False,
     note: Annotated[str, typer.Option(help="A note for people to read.")] = "",
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -134,7 +134,7 @@ def publish(
 def rollback(
     policy: Policy,
     version: Annotated[str, typer.Argument(help="The earlier version.")],
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -151,7 +151,7 @@ def rollback(
 def delete(
     policy: Policy,
     yes: Yes = False,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,

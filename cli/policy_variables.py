@@ -9,7 +9,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, org_id, tenant_id
+from cli.places import ALL, Tenant, org_or_above
 from cli.session import session
 from cli.tables import moment, show_list
 
@@ -28,15 +28,6 @@ secrets = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="Its name.")]
-Tenant = Annotated[
-    str,
-    typer.Option(
-        "--org",
-        help="The organisation or reseller, by its code or id; the only organisation that you see"
-        " when not given.",
-        show_default=False,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 Now = Annotated[
     bool,
@@ -84,7 +75,7 @@ def list_variables(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show the variables of an organisation."""
+    """Show the variables of an organisation or reseller."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = _listed(api, org, secret=False)
         show_list(found, _VARIABLES, lambda one: _row(one, "value"), as_json=as_json)
@@ -100,7 +91,7 @@ def list_secrets(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show which secrets an organisation has; fingerprints tell values from each other."""
+    """Show which secrets there are; fingerprints tell values from each other."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = _listed(api, org, secret=True)
         show_list(found, _SECRETS, lambda one: _row(one, "fingerprint"), as_json=as_json)
@@ -179,13 +170,10 @@ def unset_secret(
         _unset(api, org, name, secret=True, urgent=urgent)
 
 
-def _tenant_id(api: Api, name: str) -> str:
-    return tenant_id(api, name) if name else org_id(api, name)
-
-
 def _listed(api: Api, org: str, *, secret: bool) -> list[Any]:
-    found = api.pages(_PATH, "variables", ALL, orgId=_tenant_id(api, org))
-    return [one for one in found if one.get("secret", False) is secret]
+    tenant = org_or_above(api, org)
+    found = api.pages(_PATH, "variables", ALL, orgId=tenant)
+    return [one for one in found if one["orgId"] == tenant and one.get("secret", False) is secret]
 
 
 def _row(one: Any, value: str) -> tuple[str, ...]:
@@ -208,7 +196,7 @@ def _how(*, now: bool, rollout: bool, urgent: bool, overridable: bool | None) ->
 
 
 def _set(api: Api, org: str, name: str, value: str, how: dict[str, Any], *, secret: bool) -> None:
-    tenant = _tenant_id(api, org)
+    tenant = org_or_above(api, org)
     known = _named(api, tenant, name)
     if known is None:
         new = {key: how[key] for key in how if key != "apply"}
@@ -247,7 +235,7 @@ def _said(policy: Any) -> str:
 
 
 def _unset(api: Api, org: str, name: str, *, secret: bool, urgent: bool) -> None:
-    known = _named(api, _tenant_id(api, org), name)
+    known = _named(api, org_or_above(api, org), name)
     if known is None:
         raise CliError(f"nothing is called {name}")
     _check_kind(known, secret=secret)

@@ -1,4 +1,4 @@
-"""Reads and writes sets: files of YAML or JSON with an organisation's groups and policies.
+"""Reads and writes sets: files of YAML or JSON with a tenant's groups and policies.
 
 Only `true`, `false`, `null` and whole numbers are other than text, so that no serial number, no
 version and no time of day becomes something else. Anchors, tags and members that come twice are
@@ -67,7 +67,7 @@ class Set:
 
     name: str = ""
     org: str = ""
-    """The organisation's code or id; empty where the command says it."""
+    """The tenant's code or id; empty where the command says it."""
     groups: list[dict[str, Any]] = field(default_factory=list)
     """Entries as `ApplyDeviceGroupSet` takes them."""
     policies: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""`evergreen plan`, `apply` and `export`: an organisation's groups and policies as files."""
+"""`evergreen plan`, `apply` and `export`: a tenant's groups and policies as files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from cli.confirm import Expect, Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, org_id
+from cli.places import ALL, Tenant, org_or_above
 from cli.policy_changes import change_lines, head, warning_lines
 from cli.session import session
 
@@ -101,7 +101,7 @@ def plan(
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="End with 3 when there is something to do.")
     ] = False,
-    org: Org = "",
+    org: Tenant = "",
     as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object.")] = False,
     home: Home = None,
     url: Url = "",
@@ -109,7 +109,7 @@ def plan(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Say what `apply` would do with an organisation's groups and policies; nothing is changed."""
+    """Say what `apply` would do with a tenant's groups and policies; nothing is changed."""
     from cli.set_files import read_set  # noqa: PLC0415 - `evergreen up` loads this file
 
     with told(_FAILED):
@@ -139,14 +139,14 @@ def apply(
             min=0,
         ),
     ] = None,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Make an organisation's groups and policies what the files of a directory say."""
+    """Make a tenant's groups and policies what the files of a directory say."""
     from cli.set_files import read_set  # noqa: PLC0415 - `evergreen up` loads this file
 
     with told(_FAILED):
@@ -169,7 +169,7 @@ def apply(
 def export(
     directory: Annotated[Path, typer.Argument(help="A directory that is empty or not there.")],
     name: Annotated[
-        str, typer.Option(help="The set's name; no other repository of the organisation has it.")
+        str, typer.Option(help="The set's name; no other repository of the tenant has it.")
     ],
     move_secrets: Annotated[
         bool,
@@ -180,18 +180,18 @@ def export(
         ),
     ] = False,
     yes: Yes = False,
-    org: Org = "",
+    org: Tenant = "",
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Write an organisation's groups and policies as the files of a set."""
+    """Write a tenant's groups and policies as the files of a set."""
     from cli.set_files import write_set  # noqa: PLC0415 - `evergreen up` loads this file
 
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        tenant = api.get(f"/api/tenants/{org_id(api, org)}")
+        tenant = api.get(f"/api/tenants/{org_or_above(api, org)}")
         if move_secrets:
             _move_secrets(api, tenant["id"], yes=yes)
         # Those of the organisations below are in sets of their own.
@@ -231,7 +231,7 @@ def _move_secrets(api: Api, tenant: str, *, yes: bool) -> None:
 
 
 def _planned(api: Api, wanted: Set, org: str, *, prune: bool, adopt: bool) -> Planned:
-    tenant = org_id(api, org or wanted.org)
+    tenant = org_or_above(api, org or wanted.org)
     head = {"orgId": tenant, "name": wanted.name, "adopt": adopt, "validateOnly": True}
     asked = {**head, "groups": wanted.groups}
     first = api.post("/api/device-group-sets/apply", asked)

@@ -9,7 +9,7 @@ import httpx
 from typer.testing import CliRunner
 
 from cli.main import app
-from tests.e2e.world import Org, assert_error, make_org, ok
+from tests.e2e.world import PASSWORD, Org, assert_error, make_org, ok
 from tests.fakes.agent.agent import Hardware
 from tests.fakes.agent.gojson import marshal
 from tests.fakes.agent.structs import DOCUMENT
@@ -130,6 +130,49 @@ def test_a_policy_is_for_a_group_and_explained(stack: Stack, root: httpx.Client)
     run(stack, org, "withdraw", "Staff", "--yes")
     ok(org.owner.delete(f"/api/device-groups/{group['id']}"))
     assert "all devices" in run(stack, org, "target", policy["id"], "--all-devices")
+
+
+def test_a_resellers_admin_publishes_its_own_layer(
+    stack: Stack, root: httpx.Client, tmp_path: Path
+) -> None:
+    """By the commands for one policy, and as a set; a school's policies of the same name are its
+    own."""
+    reseller = ok(root.post("/api/tenants", json={"name": "District", "reseller": True}))
+    school = ok(root.post("/api/tenants", json={"name": "Below", "parentId": reseller["id"]}))
+    below = Org(stack, school["id"], school["code"], root)
+    email, password = f"admin-{reseller['code']}@district.example", tmp_path / "password"
+    password.write_text(PASSWORD)
+    user = {"email": email, "role": "Admin", "tenantId": reseller["id"], "password": PASSWORD}
+    ok(root.post("/api/users", json=user))
+    who = ["--home", str(stack.home), "--email", email, "--password-file", str(password)]
+
+    def said(*words: str | Path, org: str = reseller["code"]) -> str:
+        done = CliRunner().invoke(app, [*map(str, words), "--org", org, *who])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    bundle, merging = tmp_path / "bundle.json", tmp_path / "merging.json"
+    bundle.write_text(json.dumps({"browser": {"homepage": "https://district.example"}}))
+    merging.write_text('{"lockedFields": ["browser"]}')
+    said("policies", "create", "Base", "--from-file", bundle, org=below.code)
+    assert "not published" in said("policies", "create", "Base", "--from-file", bundle)
+    assert "+ browser.homepage" in said("policies", "simulate", "Base")
+    assert "in force" in said("policies", "edit", "Base", "--merging", merging, "--publish")
+    (row,) = said("policies", "list", "--json").splitlines()
+    assert json.loads(row)["orgId"] == reseller["id"]
+    assert "compared with nothing" in said("policies", "diff", "Base")
+    agent = below.device()
+    assert agent.document is not None
+    assert agent.document["browser"]["homepage"] == "https://district.example"
+    assert "District" in said("policies", "effective", org=below.code)
+    directory = tmp_path / "set"
+    said("export", directory, "--name", "district")
+    assert "Applied." in said("apply", directory, "--adopt", "--yes")
+    assert "Nothing to do." in said("plan", directory, "--prune", "--exit-code")
+    said("policies", "withdraw", "Base", "--yes")
+    assert "withdrawn" in said("policies", "list")
+    said("policies", "delete", "Base", "--yes")
+    assert "draft" in said("policies", "list", org=below.code)
 
 
 def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:

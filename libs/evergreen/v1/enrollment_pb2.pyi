@@ -1415,7 +1415,7 @@ class ApplyDeviceGroupSetRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     EXPECTED_PLAN_SHA256_FIELD_NUMBER: _builtins.int
     org_id: _builtins.str
-    """The organisation."""
+    """The organisation. A set of a tenant above has no groups."""
     name: _builtins.str
     """The set's name. A group belongs to one set."""
     prune: _builtins.bool

@@ -133,13 +133,15 @@ class GroupSets:
     async def apply(self, call: Call, asked: Asked) -> Plan:
         """Makes an organisation's groups what a set says, all of them or none.
 
-        With `validate_only` it says what would be done, and writes nothing.
+        With `validate_only` it says what would be done, and writes nothing. A tenant above
+        organisations has no groups: its sets have policies alone.
 
         Raises:
             DomainError: INVALID_ARGUMENT with the entry's field; ABORTED when the plan is not the
                 expected one; what the use cases of groups raise.
         """
-        org = await self._tenants.require_org(call.caller, asked.org_id, to_add=True)
+        require = self._tenants.require_org if asked.entries else self._tenants.require
+        org = await require(call.caller, asked.org_id, to_add=True)
         _check(asked.entries)
         free = await self._without_policies(org.id, asked) if asked.prune else frozenset()
         try:

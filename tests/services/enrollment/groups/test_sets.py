@@ -156,3 +156,15 @@ async def test_a_plan_counts_devices_and_apply_moves_them_behind(service: Enroll
     assert (plan.groups[0].joins, plan.groups[0].leaves) == (0, 2)
     plan = await apply(service, prune=True, validate_only=True)
     assert (actions(plan), plan.groups[0].leaves) == ({"all": "DELETE"}, 2)
+
+
+async def test_a_set_of_a_tenant_above_has_no_groups(service: Enrollment) -> None:
+    """It is planned and applied like any other; with a group it is refused."""
+    district = callers.user(RESELLER.id, Role.ADMIN)
+    await apply(service, entry("x"))
+    of_district = {"metadata": district, "org_id": str(RESELLER.id)}
+    for more in ({"validate_only": True}, {"prune": True}):
+        assert not (await apply(service, **of_district, **more)).groups
+    assert set(await groups(service)) == {"x"}
+    refused = await refusal(apply(service, entry("y"), **of_district))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["orgId"])
