@@ -37,8 +37,8 @@ from servicekit.errors import DomainError
 from servicekit.ids import Clock
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
+from services.policy.bounds import Hourly
 from services.policy.delivery import store
-from services.policy.delivery.bounds import Hourly
 from services.policy.delivery.domain import UNCHANGED, Decision, decide
 from services.policy.delivery.store import Applied
 from services.policy.delivery.tokens import DeviceTokens

@@ -18,7 +18,7 @@ from servicekit.ids import Clock
 from servicekit.messaging.events import CloudEvent
 from servicekit.messaging.outbox import Outbox
 from servicekit.observability import logs
-from services.policy.delivery.bounds import Hourly
+from services.policy.bounds import Hourly
 
 log = logs.get(__name__)
 

@@ -119,7 +119,9 @@ class MovingSecrets:
         if reasons:
             raise not_exportable(reasons)
         known = await variables_store.list_variables(connection, scope, None, MOST_VARIABLES)
-        names = _Names({one.name for one in known.items})
+        # One that policies above take would count in them, too.
+        above = await self._variables.open_above(connection, tenant_id)
+        names = _Names({one.name for one in known.items} | above)
         for policy in found:
             template = with_names(json.loads(policy.authored), names.of)
             try:

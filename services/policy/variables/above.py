@@ -47,6 +47,12 @@ class Above:
         async with seeing_all(connection, _WHY):
             return await store.leaving(connection, ids, variable.reference)
 
+    async def open_names(self, connection: Connection, tenant_id: UUID) -> set[str]:
+        """The names of secrets that policies in force above take from a tenant."""
+        async with seeing_all(connection, _WHY):
+            found = await store.left_open(connection, self._tenants.above(tenant_id))
+        return {one.removeprefix("secret.") for one in found if one.startswith("secret.")}
+
     async def check_change(
         self, connection: Connection, call: Call, variable: Variable, *, urgent: bool
     ) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from contract.events.policy import VariableSnapshot
-from servicekit.errors import Code, DomainError, failed_precondition
+from servicekit.errors import Code, DomainError, exhausted, failed_precondition
 from services.policy.authoring.document import MAX_SECRET
 from services.policy.authoring.violations import MAX_TEXT, Violations, check_text
 
@@ -99,6 +99,16 @@ def too_many() -> DomainError:
     """Each is read where a policy is published."""
     return failed_precondition(
         "TOO_MANY_VARIABLES", f"a tenant has at most {MOST_VARIABLES} variables and secrets"
+    )
+
+
+def too_many_refused() -> DomainError:
+    """Only a wrong value would be refused now."""
+    return exhausted(
+        "TOO_MANY_REFUSED_VALUES",
+        "too many values of this secret were refused within an hour: wait, or set one without"
+        " `apply`",
+        retry_after=600.0,
     )
 
 

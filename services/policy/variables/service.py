@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
 from contract.events.base import Action
@@ -27,6 +28,7 @@ from services.policy.authoring import store as authoring_store
 from services.policy.authoring.domain import Policy
 from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.service import PolicyService
+from services.policy.bounds import Hourly
 from services.policy.variables import store
 from services.policy.variables.above import Above
 from services.policy.variables.domain import (
@@ -36,8 +38,13 @@ from services.policy.variables.domain import (
     check_value,
     still_used,
     too_many,
+    too_many_refused,
 )
 from services.policy.vault import Vault, of_variable
+
+REFUSED_AN_HOUR: Final = 10
+"""New values of one secret that are refused for what would follow from them. They change nothing,
+and the value that there is already is not refused: by so many tries nobody guesses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class Variables:
         self._policies = policies
         self._above = above
         self._clock = clock
+        self._refused = Hourly(REFUSED_AN_HOUR, clock)
 
     async def list_variables(
         self, call: Call, org_id: UUID | None, after: UUID | None, limit: int
@@ -197,7 +205,8 @@ class Variables:
 
         Raises:
             DomainError: NOT_FOUND; INVALID_ARGUMENT for the value, also where a policy that is
-                published could not have it; what a publish raises. Nothing is changed then.
+                published could not have it; what a publish raises; RESOURCE_EXHAUSTED when too many
+                values of a secret were refused of late. Nothing is changed then.
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
@@ -206,6 +215,9 @@ class Variables:
             await store.uses(connection, variable, for_update=True)
             before = await _found(connection, scope, variable_id, for_update=True)
             check_etag(before.etag)
+            is_counted = await self._may_be_refused(connection, before, value, publishing)
+            if is_counted and not self._refused.take(str(before.id)):
+                raise too_many_refused()
             if not value and overridable is not None:
                 value = await store.value_of(connection, self._vault, before)
             check_value(value, is_secret=before.is_secret)
@@ -235,9 +247,27 @@ class Variables:
                 )
                 await self._tell(connection, after, updated)
             shown = await self._shown(connection, after, uses)
+        if is_counted:
+            self._refused.give_back(str(before.id))
         if rollouts:
             await self._changes.catch_up()
         return shown
+
+    async def open_above(self, connection: Connection, tenant_id: UUID) -> set[str]:
+        """The names of secrets that policies of tenants above take from a tenant."""
+        return await self._above.open_names(connection, tenant_id)
+
+    async def _may_be_refused(
+        self,
+        connection: Connection,
+        variable: Variable,
+        value: str,
+        publishing: Publishing | None,
+    ) -> bool:
+        """Whether a secret may keep its value, because of what would follow from another one."""
+        if not variable.is_secret or not value:
+            return False
+        return publishing is not None or bool(await self._above.taking(connection, variable))
 
     async def _shown(self, connection: Connection, variable: Variable, uses: list[Use]) -> Shown:
         above = await self._above.taking(connection, variable)

@@ -151,6 +151,22 @@ async def leaving(
     return [row["name"] for row in rows]
 
 
+async def left_open(connection: Connection, tenant_ids: Collection[UUID]) -> set[str]:
+    """What policies in force for tenants leave to those below, by what templates call it.
+
+    Args:
+        connection: that sees these tenants.
+        tenant_ids: those above.
+    """
+    rows = await connection.fetch(
+        "SELECT DISTINCT unnest(v.leaves) AS reference FROM policy.assignments a"
+        " JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
+        " WHERE a.tenant_id = ANY ($1)",
+        list(tenant_ids),
+    )
+    return {row["reference"] for row in rows}
+
+
 async def put_into_set(connection: Connection, variable: Variable, set_name: str) -> None:
     """Says which set a variable belongs to, as it is now."""
     await connection.execute(

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.policy import freshness
+from services.policy.bounds import Hourly
 from services.policy.delivery import service as delivery_service
-from services.policy.delivery.bounds import Hourly
 from services.policy.delivery.tokens import AWAY_SECONDS, TOKENS_AN_HOUR
 from tests.services.policy.delivery.test_delivery import DOCUMENT, HALF, new_device
 from tests.services.policy.gate.fleet import opened

@@ -11,7 +11,18 @@ import grpc
 from google.protobuf import json_format
 
 from evergreen.v1 import policy_pb2
-from tests.support.policy import ORG, SISTER, Admin, Device, World, bundle_of, verified, world
+from tests.services.policy.variables.test_variables import Keeper
+from tests.support.policy import (
+    ORG,
+    RESELLER,
+    SISTER,
+    Admin,
+    Device,
+    World,
+    bundle_of,
+    verified,
+    world,
+)
 from tests.support.refusals import refusal
 
 __all__ = ["world"]
@@ -146,3 +157,30 @@ async def test_a_template_of_the_consoles_form_hides_its_secrets(world: World) -
     await world.admin.call("UpdatePolicy", id=made.id, bundle=shown, signed=True)
     _, policy = await _got(world)
     assert policy["network"]["wifi"][0]["passphrase"] == HOME
+
+
+async def test_no_name_is_one_that_a_template_above_leaves_open(world: World) -> None:
+    """There it would be a value of the school's own, which devices did not have before."""
+    district = Keeper(world.channel, RESELLER.id)
+    name = "wifi-linden-pupils"
+    for open_ in (name, f"{name}-2"):
+        await district.variable(
+            "Create",
+            org_id=str(RESELLER.id),
+            name=open_,
+            value="the passphrase of the district",
+            secret=True,
+            overridable=True,
+        )
+    networks = [
+        {"ssid": ssid, "security": "wpa-psk", "passphrase": f"{{{{secret.{one}}}}}"}
+        for ssid, one in (("Linden-Pupils", name), ("Other", f"{name}-2"))
+    ]
+    await district.published(RESELLER.id, {"template": {"network": {"wifi": networks}}})
+    await world.admin.published(ORG.id, FORM)
+    before, policy = await _got(world)
+    moved = await _move(world)
+    assert list(moved.secrets) == [f"{name}-3"]
+    after, same = await _got(world)
+    assert same == policy
+    assert int(after) > int(before)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
 from google.protobuf import json_format
 
+from evergreen.v1 import policy_pb2
 from services.policy.authoring.document import MAX_DOCUMENT
+from services.policy.variables.service import REFUSED_AN_HOUR
 from tests.services.policy.variables.test_variables import SECRET, TEMPLATE, Keeper
 from tests.support.policy import ORG, RESELLER, World, world
 from tests.support.refusals import refusal
@@ -104,6 +107,31 @@ async def test_a_difference_does_not_say_that_a_guess_is_right(
         "DiffPolicyVersions", policy_id=policy.id, version=now.version, base=policy.version
     )
     assert [(one.item_key, one.secret_changed) for one in later.changes] == [("Pupils", True)]
+
+
+async def test_guesses_that_are_refused_are_few(world: World, keeper: Keeper) -> None:
+    """A value that may not be published now changes nothing, and only a wrong one is refused. So
+    there are no more tries, not even with the right one; those that are taken count for nothing."""
+    wifi, _ = await _published(world, keeper)
+    plan = policy_pb2.RolloutPlan(batches=[policy_pb2.RolloutBatch(group_ids=[str(uuid4())])])
+
+    async def guess(value: str) -> Any:
+        return await keeper.variable("Update", id=wifi.id, value=value, apply="ROLLOUT", plan=plan)
+
+    for _ in range(REFUSED_AN_HOUR + 1):
+        assert (await guess(SECRET)).etag == wifi.etag
+    for number in range(REFUSED_AN_HOUR):
+        refused = await refusal(guess(f"{WRONG} {number}"))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    for value in (SECRET, WRONG):
+        refused = await refusal(guess(value))
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "TOO_MANY_REFUSED_VALUES",
+        )
+    assert (await keeper.variable("Get", id=wifi.id)).etag == wifi.etag
+    other = await keeper.put(ORG.id, "other", SECRET, secret=True)
+    assert (await keeper.variable("Update", id=other.id, value=WRONG)).etag != other.etag
 
 
 async def test_no_limit_tells_how_long_a_secret_is(world: World, keeper: Keeper) -> None:

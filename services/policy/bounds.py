@@ -1,4 +1,4 @@
-"""How often one device may have something done that costs more than an answer from memory."""
+"""How often something may be done within an hour: by one device, or to one secret."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _MOST_COUNTED: Final = 200_000
 
 
 class Hourly:
-    """So many times an hour for each device; in memory, so each process counts by itself."""
+    """So many times an hour for each of what is counted by; in memory, so each process counts by
+    itself."""
 
     def __init__(self, most: int, clock: Clock) -> None:
         self._most = most
@@ -21,18 +22,18 @@ class Hourly:
         self._since: datetime = clock()
         self._taken: Counter[str] = Counter()
 
-    def take(self, device_id: str) -> bool:
-        """Counts one more, unless the device has had all of them."""
+    def take(self, key: str) -> bool:
+        """Counts one more, unless there were all of them already."""
         now = self._clock()
         if now - self._since >= _HOUR or len(self._taken) >= _MOST_COUNTED:
             self._taken.clear()
             self._since = now
-        if self._taken[device_id] >= self._most:
+        if self._taken[key] >= self._most:
             return False
-        self._taken[device_id] += 1
+        self._taken[key] += 1
         return True
 
-    def give_back(self, device_id: str) -> None:
+    def give_back(self, key: str) -> None:
         """Counts one less: nothing came of it."""
-        if self._taken[device_id] > 0:
-            self._taken[device_id] -= 1
+        if self._taken[key] > 0:
+            self._taken[key] -= 1
