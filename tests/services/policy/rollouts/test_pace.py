@@ -81,6 +81,23 @@ async def test_a_version_comes_at_its_pace(school: School) -> None:
     await tried(school, 8)
 
 
+async def test_one_device_takes_no_turns_of_others(school: School) -> None:
+    """One that asks for the same again, many times at once, has one turn of a minute."""
+    policy_id = await with_devices(school, 4)
+    await school.roll_out(NEW, THREE, policy_id)
+    greedy, *others = school.laptops
+    greedy.applies = False
+    async with asyncio.timeout(PATIENCE):
+        while not any(await asyncio.gather(*(greedy.poll() for _ in range(6)))):
+            await asyncio.sleep(0.1)
+    async with asyncio.timeout(PATIENCE):
+        while len(school.having("https://new")) < 2:
+            await school.poll(others)
+            await asyncio.sleep(0.1)
+    await school.poll(others)
+    assert len(school.having("https://new")) == 2
+
+
 async def test_the_last_batch_waits_for_those_that_wait(school: School) -> None:
     """At its end all get it that ask; so it does not end while more ask than have a turn."""
     policy_id = await with_devices(school, 10)
