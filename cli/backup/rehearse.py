@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from cli.errors import CliError
 from cli.migrate import Target, find_target
 from cli.options import MIGRATE_URL, home_of
 from servicekit.ids import now
+from servicekit.security import mode
 
 _START_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 60.0
@@ -52,6 +53,8 @@ _FROM: Final = {
 """What must be there as it was in the archive; services may add to it."""
 _NOT_PASSED_ON: Final = ("EVERGREEN_", "OTEL_", "NOTIFY_SOCKET")
 """A rehearsal has none of the installation's settings, and is not its service."""
+_PASSED_ON: Final = frozenset({mode.FIPS, mode.SUITES, mode.SHA256})
+"""But those by which it uses no other algorithms than the command that starts it."""
 
 
 @dataclass(slots=True)
@@ -134,14 +137,20 @@ def rehearsed(archive: Path, key: Key) -> str:
     )
 
 
-@contextlib.contextmanager
-def _started(home: Path) -> Iterator[None]:
-    """The product on a home, for the block; everything of it ends with the block."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(_NOT_PASSED_ON)
-    } | {
+def environment(home: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """What the product is told that is started on a home.
+
+    Args:
+        home: with what was restored.
+        given: the environment of the command.
+    """
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name in _PASSED_ON or not name.startswith(_NOT_PASSED_ON)
+    }
+    return kept | {
         "EVERGREEN_HOME": str(home),
-        "EVERGREEN_PORT": str(_free_port()),
         "EVERGREEN_LOOPBACK_ONLY": "true",
         # Its forwarders and directories are the real installation's.
         "EVERGREEN_OUTBOUND": "false",
@@ -149,9 +158,14 @@ def _started(home: Path) -> Iterator[None]:
         # The launcher ends with the one who started it, as it does with `make`.
         "MAKELEVEL": "1",
     }
+
+
+@contextlib.contextmanager
+def _started(home: Path) -> Iterator[None]:
+    """The product on a home, for the block; everything of it ends with the block."""
     process = subprocess.Popen(
         (sys.executable, "-P", "-m", "cli.entry", "up"),
-        env=environment,
+        env=environment(home, os.environ) | {"EVERGREEN_PORT": str(_free_port())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
