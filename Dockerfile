@@ -2,6 +2,7 @@
 ARG DEBIAN=trixie
 
 FROM debian:${DEBIAN}-slim AS build
+ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 python3-venv
 WORKDIR /build
@@ -30,6 +31,7 @@ RUN tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
  && /opt/evergreen/bin/python -m compileall -q -j 0 /opt/evergreen/lib
 
 FROM debian:${DEBIAN}-slim
+ARG DEBIAN_FRONTEND=noninteractive
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 tzdata ca-certificates openssh-client \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/* \

@@ -109,6 +109,16 @@ def test_a_module_that_fails_its_tests_is_refused(container: Container) -> None:
     assert not list(container.place.glob("fipsmodule*"))
 
 
+def test_a_module_that_is_not_where_it_was_said_to_be_is_refused(container: Container) -> None:
+    """Debian's is not taken in its place: of a wrong path, Docker makes an empty directory."""
+    (container.modules / "fips.so").unlink()
+    code, said = container.run("serve", "policy")
+    assert code == mode.REFUSED
+    assert said.startswith(f"FIPS mode refused: {container.modules}/fips.so is not there; mount ")
+    assert len(said.splitlines()) == 1
+    assert container.calls == []
+
+
 @pytest.mark.parametrize("tests", ["", "echo INSTALL FAILED >&2; exit 1"], ids=["guard", "module"])
 def test_a_refusal_is_final_where_docker_would_start_it_again(
     container: Container, tests: str
@@ -159,6 +169,7 @@ def test_compose_says_it_to_each_container_of_ours(files: tuple[Any, Any]) -> No
         assert environment[mode.FIPS] == "${FIPS:-required}"
         assert environment[mode.SUITES] == mode.APPROVED
         assert environment[mode.SHA256] == "${FIPS_SHA256:-}"
+        assert environment["EVERGREEN_FIPS_MODULES"] == "${FIPS_MODULE:+/opt/fips}"
         assert environment["EVERGREEN_WHEN_REFUSED"] == "stay"
         assert said[name]["image"] == said["fips"]["image"]
         assert said[name]["volumes"] == ["${FIPS_MODULE:-no-fips-module}:/opt/fips:ro"]
@@ -246,4 +257,6 @@ def test_the_image_runs_the_script_in_the_place_of_the_command() -> None:
     assert "COPY deploy/docker/evergreen-fips.sh /usr/local/bin/evergreen\n" in text
     assert os.access(SCRIPT, os.X_OK)
     assert "ENV PATH=/usr/local/bin:$PATH EVERGREEN_FIPS=required\n" in text
-    assert text.endswith('USER 10001:10001\nENTRYPOINT ["evergreen"]\n')
+    # The entry point is the usual image's; to name it again would take its `CMD` away.
+    assert text.endswith("USER 10001:10001\n")
+    assert "ENTRYPOINT" not in text

@@ -66,6 +66,7 @@ def test_each_container_of_ours_is_told(profile: str, upgrade: tuple[str, ...]) 
             assert said[mode.FIPS] == mode.REQUIRED, (name, container["name"])
             assert said.get(mode.SUITES, mode.APPROVED) == mode.APPROVED
             assert said[mode.SHA256] == "ab" * 32
+            assert said["EVERGREEN_FIPS_MODULES"] == "/opt/fips"
             mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
             assert mounts["/opt/fips"] == {
                 "name": "fips-module",
@@ -88,6 +89,7 @@ def test_nobody_is_bothered_without_it() -> None:
             said = environment(container, objects)
             assert said.get(mode.FIPS, mode.OFF) == mode.OFF
             assert said.get(mode.SUITES, mode.STANDARD) == mode.STANDARD
+            assert not said.get("EVERGREEN_FIPS_MODULES")
             assert "ssl_groups" not in str(container.get("args"))
     assert "ev-fips" not in {one["metadata"]["name"] for one in objects}
 

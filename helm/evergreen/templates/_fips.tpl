@@ -6,6 +6,9 @@
 {{- with .Values.fips.sha256 }}
 - {name: EVERGREEN_FIPS_SHA256, value: {{ . | quote }}}
 {{- end }}
+{{- if .Values.fips.module }}
+- {name: EVERGREEN_FIPS_MODULES, value: /opt/fips}
+{{- end }}
 {{- end }}
 
 {{/* A module of the operator's own. */}}
