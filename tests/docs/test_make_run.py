@@ -271,7 +271,7 @@ def test_policies(reader: Reader, stack: Stack, root: httpx.Client) -> None:
     assert "nothing is different" in said
     said = reader.run([*day(), *layers])
     assert "LOCKED" in said
-    assert said.rstrip().endswith("false")
+    assert said.rstrip().endswith("Baseline is not in force.")
     said = reader.run([*day(), *of_groups])
     assert "group staff: Staff apps v" in said
     assert said.rstrip().endswith("Group staff is deleted.")
