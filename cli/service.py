@@ -15,6 +15,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import home_of
+from servicekit.security import mode
 
 if TYPE_CHECKING:
     from deploy.systemd import Unit
@@ -163,6 +164,12 @@ def _unit(home: Path, user: str, environment: Path, logs: Path | None) -> Unit:
     port = settings.get("EVERGREEN_PORT", "8443")
     if not (port.isascii() and port.isdigit()):
         raise CliError(f"{environment}: EVERGREEN_PORT is {port!r}, not a port")
+    if mode.is_required() and settings.get(mode.FIPS) != mode.REQUIRED:
+        # systemd does not know the caller's environment: it would run without, and nobody see it.
+        raise CliError(
+            f"{environment} lacks {mode.FIPS}={mode.REQUIRED}, which this command has: write it"
+            " there, with OPENSSL_CONF (docs/fips.md)"
+        )
     names = ("EVERGREEN_BACKUP_TARGET", "EVERGREEN_BACKUP_WORK_DIRECTORY", "EVERGREEN_LOG_DIR")
     writable = tuple(
         Path(settings[name]) for name in names if settings.get(name, "").startswith("/")

@@ -217,3 +217,19 @@ def test_what_fips_mode_forbids_ends_a_command_with_one_line(
 def test_the_command_says_that_it_is_off() -> None:
     done = CliRunner().invoke(app, ["fips", "check"])
     assert done.stdout == "EVERGREEN_FIPS is off, EVERGREEN_SUITES is standard\n"
+
+
+def test_a_unit_of_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in FIPS mode writes none that would run without."""
+    monkeypatch.setattr(mode, "_required", True)
+    settings = tmp_path / "evergreen.env"
+    words = ["service", "install", "--print", "--home", str(tmp_path), "--env-file", str(settings)]
+    for text in ("", "#EVERGREEN_FIPS=required\n", "EVERGREEN_FIPS=off\n"):
+        settings.write_text(text)
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1
+        assert "lacks EVERGREEN_FIPS=required" in done.output
+        assert "[Service]" not in done.output
+    settings.write_text("EVERGREEN_FIPS=required\n")
+    done = CliRunner().invoke(app, words)
+    assert "[Service]" in done.output, done.output
