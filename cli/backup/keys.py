@@ -7,7 +7,13 @@ from typing import Final
 from cli.backup.catalog import SEALED, SECRETS
 from cli.errors import CliError
 from servicekit.security import mode
-from servicekit.security.sealing import Sealer, SealingError, parse_master_key, uses_standard
+from servicekit.security.sealing import (
+    ForbiddenSuiteError,
+    Sealer,
+    SealingError,
+    parse_master_key,
+    uses_standard,
+)
 from servicekit.security.signing import PublicKey, Signer
 
 MASTER_KEY: Final = "secrets/master_key"
@@ -49,9 +55,20 @@ class SealedKeys:
 
     def secrets_anew(self, table: str, sealed: bytes, own: SealedKeys) -> bytes:
         """The same secrets, sealed with another master key; those that do not open stay as they
-        are, for their service says so."""
+        are, for their service says so.
+
+        Raises:
+            MissingKeyError: FIPS mode forbids to open them: they would be lost with this master
+                key.
+        """
         try:
             return own._sealers[table].seal(self._sealers[table].open(sealed))
+        except ForbiddenSuiteError as forbidden:
+            raise MissingKeyError(
+                f"secrets in {table} are sealed in a way that FIPS mode forbids, and cannot be"
+                " sealed with this installation's master key: restore with EVERGREEN_FIPS=off, and"
+                " run `evergreen fips migrate` then"
+            ) from forbidden
         except SealingError:
             return sealed
 

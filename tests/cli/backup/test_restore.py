@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import datetime, timedelta
 from uuid import uuid4
@@ -25,6 +26,7 @@ from contract.contexts import CONTEXTS
 from deploy.launcher.home import master_key, password
 from deploy.postgres import roles
 from servicekit.data import key_check, migrate
+from servicekit.security import mode
 from servicekit.security.sealing import Sealer, approved_check_value, check_value
 from services.policy.vault import PURPOSE, Vault, of_document, of_policy, of_variable
 from tests.support.backups import (
@@ -330,6 +332,25 @@ async def test_the_installation_keeps_its_master_key(
         assert noted == check_value(keys.master_key)
         noted = await connection.fetchval("SELECT check_value FROM evergreen.approved_key_check")
         assert noted == approved_check_value(keys.master_key)
+
+
+def test_no_secret_is_lost_where_it_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another master key FIPS mode keeps none that it may not open; what opens in no mode
+    stays as it is."""
+    table = "audit.forwarder"
+    theirs, own = SealedKeys(base64.b64encode(bytes(32))), SealedKeys(master_key().encode())
+    sealer = Sealer(theirs.master_key, catalog.SECRETS[table])
+    old, new = sealer.seal(b"secret"), sealer.seal_approved(b"secret")
+    broken = new[:-1] + bytes([new[-1] ^ 1])
+    opens = Sealer(own.master_key, catalog.SECRETS[table])
+    for required in (False, True):
+        monkeypatch.setattr(mode, "_required", required)
+        assert opens.open(theirs.secrets_anew(table, new, own)) == b"secret"
+        assert theirs.secrets_anew(table, broken, own) == broken
+    with pytest.raises(MissingKeyError, match="restore with EVERGREEN_FIPS=off"):
+        theirs.secrets_anew(table, old, own)
+    monkeypatch.setattr(mode, "_required", False)
+    assert opens.open(theirs.secrets_anew(table, old, own)) == b"secret"
 
 
 async def test_what_is_sealed_is_known(world: World) -> None:
