@@ -30,9 +30,11 @@ from services.policy.authoring.layering import (
     with_kept,
     with_locks,
 )
-from services.policy.authoring.templates import NO_VALUES, Values, secret_items
+from services.policy.authoring.templates import NO_VALUES, Values, alone, secret_items
 from services.policy.layers.below import NOBODY, Below
 
+_MOST_TRIED: Final = 24
+"""So many documents are made to see which values fit together: each may have 512 KiB."""
 _ITEM: Final = re.compile(r"(?:network\.(?:wifi|vpns)|configuration\.network\.wifiNetworks)\[\d+\]")
 
 
@@ -99,7 +101,11 @@ def held(layers: Sequence[InForce], before: bytes | None) -> Held:
 
 
 def _as_it_fits(layer: InForce, left: Open, chosen: _Chosen) -> Own:
-    """A layer with as many values of tenants below as fit: network by network, and the rest."""
+    """A layer with as many values of tenants below as fit: network by network, and the rest.
+
+    What is wrong with one of many networks is seen by looking at each alone. What they are together
+    may be too large, too: halves of them are tried then, a few times.
+    """
     bundle = {"template": left.template}
     taken: set[str] = set()
 
@@ -110,16 +116,36 @@ def _as_it_fits(layer: InForce, left: Open, chosen: _Chosen) -> Own:
         return chosen.counts(place) and _item_of(place) in taken
 
     found = layer.own
-    for item in ("", *chosen.items):
-        taken.add(item)
+    waiting = [["", *(item for item in chosen.items if _fits_alone(item, left, chosen))]]
+    for _ in range(_MOST_TRIED):
+        if not waiting:
+            break
+        some = waiting.pop()
+        taken.update(some)
         try:
             document = compile_policy(bundle, values=left.values, at=at, counts=counts)
         except DomainError:
-            taken.discard(item)
+            taken.difference_update(some)
+            half = len(some) // 2
+            waiting += [one for one in (some[half:], some[:half]) if half]
             continue
         own = own_of(bundle, document, layer.own.merging, left.values, at)
         found = replace(own, baseline=layer.own.baseline)
     return found
+
+
+def _fits_alone(item: str, left: Open, chosen: _Chosen) -> bool:
+    """Whether devices could apply one network or VPN with the values that stand in it."""
+    try:
+        compile_policy(
+            {"template": alone(left.template, item)},
+            values=left.values,
+            at=lambda _: chosen.at(item),
+            counts=lambda _: chosen.counts(item),
+        )
+    except DomainError:
+        return False
+    return True
 
 
 def _item_of(place: str) -> str:

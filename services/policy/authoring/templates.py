@@ -183,6 +183,24 @@ def secret_items(bundle: object) -> Iterator[SecretItem]:
                 )
 
 
+def alone(template: Mapping[str, Any], place: str) -> Any:
+    """A template with one of its networks or VPNs, and nothing else.
+
+    Args:
+        template: a document or the console's form.
+        place: of the network or VPN in it, as `SecretItem` has it.
+    """
+    *path, last = place.split(".")
+    called, _, number = last.removesuffix("]").partition("[")
+    found: Any = template
+    for step in (*path, called):
+        found = found[step]
+    made: Any = {called: [found[int(number)]]}
+    for step in reversed(path):
+        made = {step: made}
+    return made
+
+
 def expanded(
     bundle: Mapping[str, Any],
     values: Values,

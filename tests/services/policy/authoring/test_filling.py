@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations, product
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +50,44 @@ def test_all_ways_to_have_a_gateway_and_a_secret() -> None:
     some = [frozenset(one) for one in chain.from_iterable(combinations(both, n) for n in range(3))]
     for have in product(some, repeat=3):
         _check([(frozenset(both), False)], frozenset(both), have)
+
+
+@pytest.mark.parametrize("is_form", [False, True])
+def test_values_that_fit_are_found_among_many_that_do_not(*, is_form: bool) -> None:
+    """In as many networks as may be, and in the console's form: nobody waits for it."""
+    count = 600
+    names = [f"secret.n{at}" for at in range(count)]
+    networks = [{"ssid": f"N{at}", "passphrase": f"{{{{{one}}}}}"} for at, one in enumerate(names)]
+    template: dict[str, Any] = {"network": {"wifi": networks}}
+    if is_form:
+        template = {"configuration": {"network": {"wifiNetworks": networks}}}
+    own = Values(dict.fromkeys(names, "the district's"), {}, frozenset(names))
+    bundle = {"template": template}
+    published = own_of(bundle, compile_policy(bundle, values=own), Merging(), own)
+    wrong = dict.fromkeys(names[::2], "a\nb")
+    values = {BELOW[0]: Values({**dict.fromkeys(names, "the school's"), **wrong})}
+    below = Below(BELOW[0], "code", "name", ((BELOW[0], 1),))
+    began = time.process_time()
+    found = filled(InForce(Source(Level.RESELLER, ABOVE), published), below, values)
+    assert time.process_time() - began < 5
+    assert found.unfit
+    assert found.fits is not None
+    got = [one["passphrase"] for one in found.fits.sets["network.wifi"]]
+    assert got == ["the district's", "the school's"] * (count // 2)
+
+
+def test_values_that_do_not_fit_together_count_as_far_as_they_do() -> None:
+    """Two networks that would get one name: the first one counts."""
+    of = {"var.a": "A", "var.b": "B", "var.c": "C"}
+    own = Values(of, {}, frozenset(of))
+    networks = [{"ssid": f"{{{{{one}}}}}", "security": "none"} for one in sorted(own.open)]
+    bundle = {"template": {"network": {"wifi": networks}}}
+    published = own_of(bundle, compile_policy(bundle, values=own), Merging(), own)
+    values = {BELOW[0]: Values({"var.a": "X", "var.b": "X", "var.c": "Y"})}
+    below = Below(BELOW[0], "code", "name", ((BELOW[0], 1),))
+    found = filled(InForce(Source(Level.RESELLER, ABOVE), published), below, values)
+    assert found.fits is not None
+    assert [one["ssid"] for one in found.fits.sets["network.wifi"]] == ["X", "B", "Y"]
 
 
 def _check(several: Sequence[Vpn], left: Names, have: tuple[Names, ...]) -> None:
