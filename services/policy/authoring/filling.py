@@ -11,7 +11,6 @@ template's own values only those of one tenant count there: the nearest one with
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,19 +29,25 @@ from services.policy.authoring.layering import (
     with_kept,
     with_locks,
 )
-from services.policy.authoring.templates import NO_VALUES, Values, alone, secret_items
-from services.policy.layers.below import NOBODY, Below
+from services.policy.authoring.templates import (
+    NO_VALUES,
+    Values,
+    alone,
+    item_of,
+    names_elsewhere,
+    secret_items,
+)
+from services.policy.layers.below import NOBODY, Below, Changes
 
 _MOST_TRIED: Final = 24
 """So many documents are made to see which values fit together: each may have 512 KiB."""
-_ITEM: Final = re.compile(r"(?:network\.(?:wifi|vpns)|configuration\.network\.wifiNetworks)\[\d+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class OwnValues:
-    """The values that a tenant has of its own; `revision` changes with each of them."""
+    """The values that a tenant has of its own."""
 
-    revision: int
+    changes: Changes
     values: Values = NO_VALUES
 
 
@@ -110,10 +115,10 @@ def _as_it_fits(layer: InForce, left: Open, chosen: _Chosen) -> Own:
     taken: set[str] = set()
 
     def at(place: str) -> Values:
-        return chosen.at(place) if _item_of(place) in taken else left.values
+        return chosen.at(place) if item_of(place) in taken else left.values
 
     def counts(place: str) -> bool:
-        return chosen.counts(place) and _item_of(place) in taken
+        return chosen.counts(place) and item_of(place) in taken
 
     found = layer.own
     waiting = [["", *(item for item in chosen.items if _fits_alone(item, left, chosen))]]
@@ -148,12 +153,6 @@ def _fits_alone(item: str, left: Open, chosen: _Chosen) -> bool:
     return True
 
 
-def _item_of(place: str) -> str:
-    """The network or VPN that a place is in; empty for none."""
-    found = _ITEM.match(place)
-    return found[0] if found else ""
-
-
 class _Chosen:
     """Which values stand at which place of a template."""
 
@@ -162,56 +161,59 @@ class _Chosen:
         """The lowest tenant that has a say; `None` for none."""
         levels: list[tuple[UUID, Values]] = [
             (tenant_id, _only(values.get(tenant_id, NO_VALUES), left.names))
-            for tenant_id, _ in below.revisions
+            for tenant_id, _ in below.changes
         ]
         order = [below.tenant_id, *(tenant_id for tenant_id, _ in levels)]
         self._order = {tenant_id: at for at, tenant_id in reversed([*enumerate(order)])}
         of_org = Values({"org.code": below.code, "org.name": below.name})
         levels.insert(0, (below.tenant_id, _only(of_org, left.names)))
-        self.marks = json.dumps(
-            [
-                [str(id_), name, some.marks.get(name) or value]
-                for id_, some in levels
-                for name, value in sorted(some.of.items())
-            ]
-        )
-        """Tells the values from others."""
         self._left = left
-        self._everywhere = self._with(levels)
+        self._told: list[list[str]] = []
+        elsewhere = names_elsewhere(left.template) & left.names
+        self._everywhere = self._with("", [(id_, _only(some, elsewhere)) for id_, some in levels])
         self._in_items: dict[str, Values] = {}
         self._counts: set[str] = set()
         for one in secret_items({"template": left.template}):
-            wanted = one.names & left.names
-            counting = [(id_, _only(some, wanted)) for id_, some in levels]
+            counting = [(id_, _only(some, one.names)) for id_, some in levels]
             by: UUID | None = below.tenant_id
             if one.secrets:
                 # The values of one tenant beside secrets of another one would give these away.
                 by = next((id_ for id_ in order if one.secrets <= _names_of(counting, id_)), None)
                 counting = [(id_, some) for id_, some in counting if id_ == by]
-            self._in_items[one.place] = self._with(counting)
+            self._in_items[one.place] = self._with(one.place, counting)
             if by == below.tenant_id and not one.is_inline:
                 self._counts.add(one.place)
 
     def at(self, place: str) -> Values:
         """The values at a place of the document."""
-        item = _item_of(place)
+        item = item_of(place)
         return self._in_items.get(item, self._left.values) if item else self._everywhere
 
     def counts(self, place: str) -> bool:
         """Whether secrets at a place are the lowest tenant's own, which count in the size."""
-        return _item_of(place) in self._counts
+        return item_of(place) in self._counts
 
     @property
     def items(self) -> Iterable[str]:
         """The networks and VPNs that name something."""
         return self._in_items
 
-    def _with(self, levels: Sequence[tuple[UUID, Values]]) -> Values:
+    @property
+    def marks(self) -> str:
+        """Tells the values that count, and whose they are, from others."""
+        return json.dumps(self._told)
+
+    def _with(self, place: str, levels: Sequence[tuple[UUID, Values]]) -> Values:
+        """The values at a place, the nearest tenant's of each name."""
         of, marks = dict(self._left.values.of), dict(self._left.values.marks)
+        whose: dict[str, UUID] = {}
         for tenant_id, values in reversed(levels):
             of.update(values.of)
             marks.update(values.marks)
-            if values.of and (self.by is None or self._order[tenant_id] < self._order[self.by]):
+            whose.update(dict.fromkeys(values.of, tenant_id))
+        for name, tenant_id in sorted(whose.items()):
+            self._told.append([place, name, str(tenant_id), marks.get(name) or of[name]])
+            if self.by is None or self._order[tenant_id] < self._order[self.by]:
                 self.by = tenant_id
         return Values(of, marks)
 

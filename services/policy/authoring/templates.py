@@ -43,6 +43,7 @@ _BESIDE_SECRET: Final = (
 )
 _TOO_LONG: Final = "must have at most {} characters, with the values that it names"
 
+_ITEM: Final = re.compile(r"(?:network\.(?:wifi|vpns)|configuration\.network\.wifiNetworks)\[\d+\]")
 _LISTS: Final[tuple[tuple[str, str, str], ...]] = (
     ("wifi", "wifi", "ssid"),
     ("vpns", "vpns", "name"),
@@ -201,6 +202,21 @@ def alone(template: Mapping[str, Any], place: str) -> Any:
     return made
 
 
+def names_elsewhere(template: Any) -> frozenset[str]:
+    """What a template's document names outside of networks and VPNs."""
+    found: set[str] = set()
+    for place, text in _texts_at(template):
+        if not item_of(place):
+            found.update(one[1] for one in _REFERENCE.finditer(text))
+    return frozenset(found)
+
+
+def item_of(place: str) -> str:
+    """The network or VPN that a place of a template is in; empty for none."""
+    found = _ITEM.match(place)
+    return found[0] if found else ""
+
+
 def expanded(
     bundle: Mapping[str, Any],
     values: Values,
@@ -310,11 +326,15 @@ def _mapped(value: Any, path: str, change: Callable[[str, str], str]) -> Any:
 
 
 def _texts(value: Any) -> Iterator[str]:
+    return (text for _, text in _texts_at(value))
+
+
+def _texts_at(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
-        yield value
+        yield path, value
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _texts(one)
+        for key, one in value.items():
+            yield from _texts_at(one, child(path, key))
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
+        for number, one in enumerate(value):
+            yield from _texts_at(one, item(path, number))

@@ -32,6 +32,7 @@ from services.policy.stamps.domain import (
     Document,
     Part,
     Targets,
+    is_same,
     recipe_of,
     versions_of,
 )
@@ -137,6 +138,8 @@ class Maker:
         layers = await self._all_layers(connection, places)
         stored = await store.get_stored(connection, orgs)
         making: list[_Making] = []
+        same: list[store.Made] = []
+        """Where other values of tenants below changed than those that count."""
         for number, place in enumerate(places):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -145,6 +148,9 @@ class Maker:
                 continue
             one = _beginning(place, recipe, layers[place], before)
             is_refilled = one.filled != ("" if before is None else before.filled)
+            if before is not None and not is_refilled and is_same(before.recipe, recipe):
+                same.append(replace(one, content=before.content, problem=before.problem))
+                continue
             try:
                 fitting = self._fitting(one, layers[place])
                 making.append(replace(fitting, is_refilled=is_refilled))
@@ -155,6 +161,7 @@ class Maker:
                 kept = await self._unfit(connection, one, layers[place], before, unfit.message)
                 making = [replace(kept, is_refilled=is_refilled)]
         await self._store(connection, making, stored, counters)
+        await _put(connection, same)
 
     async def _for_all(
         self, connection: Connection, tenant_ids: Collection[UUID]
@@ -319,10 +326,7 @@ class Maker:
                 wanting.append(one)
         if wanting:
             counters = await self._number(connection, wanting, counters)
-        if orgs := [one for one in rows if not one.targets]:
-            await store.put(connection, orgs)
-        if profiles := [one for one in rows if one.targets]:
-            await store.put_profiles(connection, profiles)
+        await _put(connection, rows)
         return counters
 
     async def _number(
@@ -360,6 +364,13 @@ class Maker:
         }
 
 
+async def _put(connection: Connection, rows: Sequence[store.Made]) -> None:
+    if orgs := [one for one in rows if not one.targets]:
+        await store.put(connection, orgs)
+    if profiles := [one for one in rows if one.targets]:
+        await store.put_profiles(connection, profiles)
+
+
 def _beginning(
     place: Place, recipe: str, layers: Sequence[InForce], before: store.Stored | None
 ) -> store.Made:
@@ -389,12 +400,12 @@ def _filled(
 ) -> list[InForce]:
     """The layers of a line, with the values that tenants below have of their own."""
     values = {node.id: own[node.id].values for node in line if node.id in own}
+    changes = {node.id: own[node.id].changes for node in line if node.id in own}
     found: list[InForce] = []
     for at, node in enumerate(line):
         if node.id in assigned:
-            under = line[at + 1 :]
-            revisions = ((n.id, own[n.id].revision) for n in reversed(under) if n.id in own)
-            found.append(filled(assigned[node.id], below(under, revisions), values))
+            under = below(line[at + 1 :], changes.get)
+            found.append(filled(assigned[node.id], under, values))
     return found
 
 

@@ -324,10 +324,9 @@ class Simulations:
 def _under(line: Sequence[TenantNode], own: Mapping[UUID, OwnValues]) -> dict[UUID, Below]:
     """The tenants below each of a line."""
     found: dict[UUID, Below] = {}
+    changes = {node.id: own[node.id].changes for node in line if node.id in own}
     for at, node in enumerate(line):
-        rest = line[at + 1 :]
-        revisions = ((one.id, own[one.id].revision) for one in reversed(rest) if one.id in own)
-        found[node.id] = below(rest, revisions)
+        found[node.id] = below(line[at + 1 :], changes.get)
     return found
 
 

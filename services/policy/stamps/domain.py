@@ -182,8 +182,9 @@ class Known:
     """Those that are enforced."""
     leaves: frozenset[str] = frozenset()
     """What the version in force leaves to tenants below, by the names of values."""
-    values: int = 0
-    """Changes with each value of the tenant that templates above may take; 0 for none."""
+    values: Mapping[str, int] = field(default_factory=dict)
+    """The values of its own, by what templates call them, each with a number that changes with it
+    and never comes again."""
 
     @cached_property
     def place(self) -> Mapping[UUID, int]:
@@ -243,6 +244,12 @@ def recipe_of(parts: Iterable[Part]) -> str:
             for one in parts
         ]
     )
+
+
+def is_same(recipe: str, other: str) -> bool:
+    """Whether two texts of `recipe_of` name the same, but for values of tenants below."""
+    unfilled = [[part[:3] for part in json.loads(one)] if one else None for one in (recipe, other)]
+    return unfilled[0] == unfilled[1]
 
 
 def versions_of(recipe: str, whose: Set[UUID]) -> set[tuple[UUID, int]]:

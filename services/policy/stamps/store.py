@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from uuid import UUID
@@ -154,11 +156,12 @@ async def known(
         "SELECT t.tenant_id, a.policy_id, a.version, e.recipe,"
         " coalesce(e.problem, '') <> '' OR EXISTS (SELECT FROM policy.profiles p"
         " WHERE p.tenant_id = t.tenant_id AND p.problem <> '') AS held,"
-        " coalesce(v.leaves, '{}') AS leaves, coalesce(o.revision, 0) AS own_values"
+        " coalesce(v.leaves, '{}') AS leaves,"
+        " (SELECT json_object_agg(CASE WHEN i.is_secret THEN 'secret.' ELSE 'var.' END || i.name,"
+        " i.change) FROM policy.variable i WHERE i.tenant_id = t.tenant_id) AS own_values"
         " FROM unnest($1::uuid[]) AS t (tenant_id)"
         " LEFT JOIN policy.assignments a ON a.tenant_id = t.tenant_id"
         " LEFT JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
-        " LEFT JOIN policy.own_values o ON o.tenant_id = t.tenant_id"
         " LEFT JOIN policy.editions e ON e.tenant_id = t.tenant_id",
         wanted,
     )
@@ -173,10 +176,15 @@ async def known(
             order.get(row["tenant_id"], {}),
             gates.get(row["tenant_id"], {}),
             frozenset(row["leaves"]),
-            row["own_values"],
+            _changes(row["own_values"]),
         )
         for row in rows
     }
+
+
+def _changes(found: str | None) -> dict[str, int]:
+    # Tenants below one have values of the same names.
+    return {sys.intern(name): change for name, change in json.loads(found or "{}").items()}
 
 
 async def _gates(

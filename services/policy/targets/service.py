@@ -337,12 +337,7 @@ class Seats:
 
     def _below(self, line: Sequence[TenantNode]) -> Below:
         """The tenants below one with a template; the last one is what the layers are for."""
-        own = (
-            (node.id, revision)
-            for node in reversed(line)
-            if (revision := self._known.get(node.id, _NOTHING).values)
-        )
-        return below(line, own)
+        return below(line, lambda one: self._known.get(one, _NOTHING).values)
 
     def in_use(self, tenant_id: UUID) -> list[Targets]:
         """The sets of targets whose policies count for devices of an organisation.

@@ -63,21 +63,24 @@ async def count(connection: Connection, tenant_id: UUID) -> int:
 async def put(connection: Connection, vault: Vault, variable: Variable, value: str) -> None:
     """Stores a variable, a new one or one that is locked, with its value.
 
+    Templates above may take it: those are told that put layers together.
+
     Raises:
         DomainError: ALREADY_EXISTS for a name that the tenant has.
     """
     sealed = None
     if variable.is_secret:
         sealed = vault.seal(of_variable(variable.tenant_id, variable.id), value)
+    change = await _note_change(connection, variable.tenant_id)
     try:
         await connection.execute(
             "INSERT INTO policy.variable (id, tenant_id, name, is_secret, value, sealed_secrets,"
-            " fingerprint, revision, updated_at, updated_by, overridable)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO UPDATE"
+            " fingerprint, revision, updated_at, updated_by, overridable, change)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO UPDATE"
             " SET value = excluded.value, sealed_secrets = excluded.sealed_secrets,"
             " fingerprint = excluded.fingerprint, revision = excluded.revision,"
             " updated_at = excluded.updated_at, updated_by = excluded.updated_by,"
-            " overridable = excluded.overridable",
+            " overridable = excluded.overridable, change = excluded.change",
             variable.id,
             variable.tenant_id,
             variable.name,
@@ -89,20 +92,21 @@ async def put(connection: Connection, vault: Vault, variable: Variable, value: s
             variable.updated_at,
             variable.updated_by,
             variable.overridable,
+            change,
         )
     except asyncpg.UniqueViolationError as there:
         raise already_there(variable.name) from there
-    await _note_change(connection, variable.tenant_id)
 
 
-async def _note_change(connection: Connection, tenant_id: UUID) -> None:
-    """Tells those that put layers together: templates above may take the tenant's values."""
-    await connection.execute(
+async def _note_change(connection: Connection, tenant_id: UUID) -> int:
+    """Tells that a value of a tenant changes; answers a number that no change of it had before."""
+    change: int = await connection.fetchval(
         "INSERT INTO policy.own_values (tenant_id, revision) VALUES ($1, 1)"
         " ON CONFLICT (tenant_id) DO UPDATE SET revision = policy.own_values.revision + 1,"
-        " changed_xid = pg_current_xact_id()",
+        " changed_xid = pg_current_xact_id() RETURNING revision",
         tenant_id,
     )
+    return change
 
 
 async def hold(
@@ -233,31 +237,33 @@ async def own_values(
     tenant_ids: Collection[UUID],
     references: Collection[str],
 ) -> dict[UUID, OwnValues]:
-    """The values that tenants have of some references, by tenant; without those that never had a
-    variable. All are as of one moment, with their revision.
+    """The values that tenants have of some references, by tenant; without those that have none.
+    All are as of one moment.
 
     Raises:
         SealingError: one does not open.
     """
     rows = await connection.fetch(
-        "SELECT o.tenant_id, o.revision AS own_revision, v.id, v.name, v.is_secret, v.value,"
-        " v.sealed_secrets, v.revision, v.overridable FROM policy.own_values o"
-        " LEFT JOIN policy.variable v ON v.tenant_id = o.tenant_id"
-        " AND (CASE WHEN v.is_secret THEN 'secret.' ELSE 'var.' END) || v.name = ANY ($2)"
-        " WHERE o.tenant_id = ANY ($1)",
+        "SELECT tenant_id, id, name, is_secret, value, sealed_secrets, revision, overridable,"
+        " change FROM policy.variable WHERE tenant_id = ANY ($1) AND name = ANY ($2)",
         list(tenant_ids),
-        list(references),
+        [one.partition(".")[2] for one in references],
     )
     by_tenant: dict[UUID, list[asyncpg.Record]] = {}
     for row in rows:
-        by_tenant.setdefault(row["tenant_id"], []).append(row)
+        if _reference(row) in references:
+            by_tenant.setdefault(row["tenant_id"], []).append(row)
     return {
         tenant_id: OwnValues(
-            some[0]["own_revision"],
-            _read(vault, tenant_id, [row for row in some if row["id"] is not None], references),
+            {_reference(row): row["change"] for row in some},
+            _read(vault, tenant_id, some, references),
         )
         for tenant_id, some in by_tenant.items()
     }
+
+
+def _reference(row: asyncpg.Record) -> str:
+    return f"{'secret' if row['is_secret'] else 'var'}.{row['name']}"
 
 
 def _read(
@@ -270,7 +276,7 @@ def _read(
     marks: dict[str, str] = {}
     left: set[str] = set()
     for row in rows:
-        reference = f"{'secret' if row['is_secret'] else 'var'}.{row['name']}"
+        reference = _reference(row)
         if reference not in references:
             continue
         if row["is_secret"]:

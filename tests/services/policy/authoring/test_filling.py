@@ -108,7 +108,9 @@ def _check(several: Sequence[Vpn], left: Names, have: tuple[Names, ...]) -> None
         return
     assert not leaks
     layer = InForce(Source(Level.ROOT, ABOVE), own_of(bundle, document, Merging(), own))
-    below = Below(BELOW[0], "code", f"{BELOW[0].int} org.name", tuple((one, 1) for one in BELOW))
+    changes = dict.fromkeys(VALUES, 1)
+    name = f"{BELOW[0].int} org.name"
+    below = Below(BELOW[0], "code", name, tuple((one, changes) for one in BELOW))
     values = {one: _values(one, names) for one, names in zip(BELOW, have, strict=True)}
     found = filled(layer, below, values)
     assert not found.unfit

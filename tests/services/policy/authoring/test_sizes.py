@@ -21,6 +21,7 @@ from services.policy.layers.merging import Level, Merging, Source
 ROOT, RESELLER, ORG = (UUID(int=one) for one in (1, 2, 3))
 LENGTHS: Final = (1, 64, 1_000, MAX_SECRET)
 """Of secrets of a tenant above."""
+CHANGES: Final = {"secret.own": 1, "var.own": 1}
 _PIECES: Final = MAX_DOCUMENT // MAX_TEXT + 1
 """So many variables fill a document."""
 
@@ -118,7 +119,7 @@ def test_values_below_have_the_same_room_whatever_the_secrets_above(*, inline: b
         def put_together(size: int) -> None:
             own = {f"var.{name}": text for name, text in zip(pieces, _texts(size), strict=False)}
             values = {RESELLER: Values({"secret.own": "b" * between}), ORG: Values(own)}
-            below = Below(ORG, "code", "name", ((ORG, 1), (RESELLER, 1)))
+            below = Below(ORG, "code", "name", ((ORG, CHANGES), (RESELLER, CHANGES)))
             together([filled(layer, below, values)])
 
         return put_together
@@ -133,7 +134,7 @@ def test_secrets_below_make_no_document_without_bounds(whose: UUID) -> None:
     networks = [_wifi(f"N{at}", "{{secret.own}}") for at in range(20)]
     own = Values({"secret.own": "o"}, {}, frozenset({"secret.own"}))
     layer = _layer(Level.ROOT, ROOT, {"template": {"network": {"wifi": networks}}}, own)
-    below = Below(ORG, "code", "name", ((whose, 1),))
+    below = Below(ORG, "code", "name", ((whose, CHANGES),))
     found = filled(layer, below, {whose: Values({"secret.own": "s" * MAX_SECRET})})
     assert str(MAX_DOCUMENT) in found.unfit
     assert found.own == layer.own
