@@ -19,6 +19,7 @@ from uuid import UUID
 
 from servicekit.errors import DomainError
 from servicekit.security.digests import sha256_hex
+from services.policy.authoring.blanks import Blanks, ValuesIn
 from services.policy.authoring.domain import compile_policy
 from services.policy.authoring.layering import (
     Held,
@@ -31,11 +32,10 @@ from services.policy.authoring.layering import (
 )
 from services.policy.authoring.templates import (
     NO_VALUES,
+    CountsAt,
     Values,
     alone,
     item_of,
-    names_elsewhere,
-    secret_items,
 )
 from services.policy.layers.below import NOBODY, Below, Changes
 
@@ -57,11 +57,11 @@ def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InFor
     One that devices could not apply so stays as it was published, and says why; while devices are
     held, it has the values that fit.
     """
-    left = layer.own.open
-    if left is None or below == NOBODY:
+    left, blanks = layer.own.open, layer.own.blanks
+    if left is None or blanks is None or below == NOBODY:
         return layer
     mark = below.mark(left.names)
-    chosen = _Chosen(left, below, values)
+    chosen = _Chosen(left, blanks, below, values)
     found = layer
     if mark:
         source = replace(layer.source, filled=mark)
@@ -69,13 +69,11 @@ def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InFor
         found = replace(layer, source=source, made_with=counts)
     if chosen.by is None:
         return found
-    bundle = {"template": left.template}
     try:
-        document = compile_policy(bundle, values=left.values, at=chosen.at, counts=chosen.counts)
+        own = _with_values(layer.own, left, blanks, chosen.values_in, chosen.counts)
     except DomainError as unfit:
-        return replace(found, unfit=unfit.message, fits=_as_it_fits(layer, left, chosen))
-    own = own_of(bundle, document, layer.own.merging, left.values, chosen.at)
-    own = replace(own, baseline=layer.own.baseline)
+        fits = _as_it_fits(layer.own, left, blanks, chosen)
+        return replace(found, unfit=unfit.message, fits=fits)
     return replace(found, own=own, published=layer.own, filled_by=chosen.by)
 
 
@@ -105,37 +103,53 @@ def held(layers: Sequence[InForce], before: bytes | None) -> Held:
     return with_locks(as_published(layers), before)
 
 
-def _as_it_fits(layer: InForce, left: Open, chosen: _Chosen) -> Own:
-    """A layer with as many values of tenants below as fit: network by network, and the rest.
+def _with_values(
+    published: Own, left: Open, blanks: Blanks, values_in: ValuesIn, counts: CountsAt
+) -> Own:
+    """What a version sets with other values than those that it was published with.
+
+    Raises:
+        DomainError: INVALID_ARGUMENT where devices could not apply it.
+    """
+    if (sets := blanks.sets(values_in)) is not None:
+        return Own(sets, published.baseline, published.merging, blanks.told(values_in))
+    bundle = {"template": left.template}
+
+    def at(place: str) -> Values:
+        return values_in(item_of(place))
+
+    document = compile_policy(bundle, values=left.values, at=at, counts=counts)
+    own = own_of(bundle, document, published.merging, left.values, at)
+    return replace(own, baseline=published.baseline)
+
+
+def _as_it_fits(published: Own, left: Open, blanks: Blanks, chosen: _Chosen) -> Own:
+    """A version with as many values of tenants below as fit: network by network, and the rest.
 
     What is wrong with one of many networks is seen by looking at each alone. What they are together
     may be too large, too: halves of them are tried then, a few times.
     """
-    bundle = {"template": left.template}
-    taken: set[str] = set()
+    without = set(chosen.items)
 
-    def at(place: str) -> Values:
-        return chosen.at(place) if item_of(place) in taken else left.values
+    def values_in(item: str) -> Values:
+        return left.values if item in without else chosen.values_in(item)
 
     def counts(place: str) -> bool:
-        return chosen.counts(place) and item_of(place) in taken
+        return chosen.counts(place) and item_of(place) not in without
 
-    found = layer.own
-    waiting = [["", *(item for item in chosen.items if _fits_alone(item, left, chosen))]]
+    found = published
+    waiting = [[item for item in chosen.items if not item or _fits_alone(item, left, chosen)]]
     for _ in range(_MOST_TRIED):
         if not waiting:
             break
         some = waiting.pop()
-        taken.update(some)
+        without.difference_update(some)
         try:
-            document = compile_policy(bundle, values=left.values, at=at, counts=counts)
+            found = _with_values(published, left, blanks, values_in, counts)
         except DomainError:
-            taken.difference_update(some)
+            without.update(some)
             half = len(some) // 2
             waiting += [one for one in (some[half:], some[:half]) if half]
-            continue
-        own = own_of(bundle, document, layer.own.merging, left.values, at)
-        found = replace(own, baseline=layer.own.baseline)
     return found
 
 
@@ -145,7 +159,7 @@ def _fits_alone(item: str, left: Open, chosen: _Chosen) -> bool:
         compile_policy(
             {"template": alone(left.template, item)},
             values=left.values,
-            at=lambda _: chosen.at(item),
+            at=lambda _: chosen.values_in(item),
             counts=lambda _: chosen.counts(item),
         )
     except DomainError:
@@ -156,7 +170,9 @@ def _fits_alone(item: str, left: Open, chosen: _Chosen) -> bool:
 class _Chosen:
     """Which values stand at which place of a template."""
 
-    def __init__(self, left: Open, below: Below, values: Mapping[UUID, Values]) -> None:
+    def __init__(
+        self, left: Open, blanks: Blanks, below: Below, values: Mapping[UUID, Values]
+    ) -> None:
         self.by: UUID | None = None
         """The lowest tenant that has a say; `None` for none."""
         levels: list[tuple[UUID, Values]] = [
@@ -169,11 +185,11 @@ class _Chosen:
         levels.insert(0, (below.tenant_id, _only(of_org, left.names)))
         self._left = left
         self._told: list[list[str]] = []
-        elsewhere = names_elsewhere(left.template) & left.names
-        self._everywhere = self._with("", [(id_, _only(some, elsewhere)) for id_, some in levels])
-        self._in_items: dict[str, Values] = {}
-        self._counts: set[str] = set()
-        for one in secret_items({"template": left.template}):
+        elsewhere = [(id_, _only(some, blanks.elsewhere)) for id_, some in levels]
+        self._in_items = {"": self._with("", elsewhere)}
+        """Those outside of networks and VPNs first."""
+        self._counts = set(blanks.counting)
+        for one in blanks.items:
             counting = [(id_, _only(some, one.names)) for id_, some in levels]
             by: UUID | None = below.tenant_id
             if one.secrets:
@@ -184,19 +200,18 @@ class _Chosen:
             if by == below.tenant_id and not one.is_inline:
                 self._counts.add(one.place)
 
-    def at(self, place: str) -> Values:
-        """The values at a place of the document."""
-        item = item_of(place)
-        return self._in_items.get(item, self._left.values) if item else self._everywhere
+    def values_in(self, item: str) -> Values:
+        """The values in a network or VPN of the template, or outside of these."""
+        return self._in_items.get(item, self._left.values)
 
     def counts(self, place: str) -> bool:
         """Whether secrets at a place are the lowest tenant's own, which count in the size."""
         return item_of(place) in self._counts
 
     @property
-    def items(self) -> Iterable[str]:
-        """The networks and VPNs that name something."""
-        return self._in_items
+    def items(self) -> list[str]:
+        """Where values are that count."""
+        return [item for item, values in self._in_items.items() if values is not self._left.values]
 
     @property
     def marks(self) -> str:
@@ -205,6 +220,8 @@ class _Chosen:
 
     def _with(self, place: str, levels: Sequence[tuple[UUID, Values]]) -> Values:
         """The values at a place, the nearest tenant's of each name."""
+        if not any(values.of for _, values in levels):
+            return self._left.values
         of, marks = dict(self._left.values.of), dict(self._left.values.marks)
         whose: dict[str, UUID] = {}
         for tenant_id, values in reversed(levels):

@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Protocol
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
 from servicekit.errors import Code, DomainError
 from services.policy.authoring.agent_rules import refused
+from services.policy.authoring.blanks import Blanks
 from services.policy.authoring.configuration import BASELINE, is_console_form
 from services.policy.authoring.document import MAX_DOCUMENT, Document, parse_document
 from services.policy.authoring.goencoding import encode_document
@@ -93,7 +95,7 @@ class Open:
         return cls(names, Values(of, stored["marks"], names), stored["template"])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Own:
     """What one version sets by itself.
 
@@ -107,6 +109,12 @@ class Own:
     """What is compared in place of the secrets that a template names."""
     open: Open | None = None
     """What a template leaves to tenants below; `None` for nothing."""
+
+    @cached_property
+    def blanks(self) -> Blanks | None:
+        """What differs between tenants below; `None` where nothing is left to them."""
+        left = self.open
+        return None if left is None else Blanks(self.sets, left.template, left.values)
 
     @property
     def says_networks(self) -> bool:

@@ -11,13 +11,13 @@ from typing import Final
 
 from services.policy.authoring.goencoding import encoded_size
 
-_STEP: Final = 384
+STEP: Final = 384
 """What 63 characters, the longest passphrase of WPA2, take at most."""
 
 
 def rounding(size: int) -> int:
     """By how much a secret of a size counts for more."""
-    return -size % _STEP
+    return -size % STEP
 
 
 def in_steps(secrets: Iterable[str]) -> int:

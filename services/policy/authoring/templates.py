@@ -8,7 +8,7 @@ bundles braces are what they are. `filling` puts values of tenants below in plac
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -20,8 +20,8 @@ from services.policy.authoring.sizes import rounding
 from services.policy.authoring.violations import MAX_TEXT, Violations, child, item
 
 NAME: Final = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
-_REFERENCE: Final = re.compile(rf"\{{\{{((?:var|secret)\.{NAME}|org\.(?:code|name))\}}\}}")
-_ONLY: Final = re.compile(rf"(?:{_REFERENCE.pattern})+")
+REFERENCE: Final = re.compile(rf"\{{\{{((?:var|secret)\.{NAME}|org\.(?:code|name))\}}\}}")
+_ONLY: Final = re.compile(rf"(?:{REFERENCE.pattern})+")
 _BRACES: Final = re.compile(r"\{\{[^{}]{0,80}\}\}|\{\{|\}\}")
 """Looks only so far from each brace: texts come from outside."""
 _PASSPHRASES: Final = re.compile(
@@ -141,8 +141,13 @@ def told(bundle: object, at: ValuesAt) -> dict[str, dict[str, dict[str, Any]]]:
 
     A guess that stands in a policy is equal to none of it, even if it is right.
     """
+    return told_of(secret_items(bundle), at)
+
+
+def told_of(items: Iterable[SecretItem], at: ValuesAt) -> dict[str, dict[str, dict[str, Any]]]:
+    """The same of the networks and VPNs of a template."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for one in secret_items(bundle):
+    for one in items:
         if one.secrets:
             values = at(one.place)
             fields = _mapped(one.fields, "", partial(_with_marks, values))
@@ -158,7 +163,7 @@ def _with_marks(values: Values, text: str, _place: str = "") -> str:
             return f"{found[0]} {values.marks.get(found[1], '')}"
         return values.of[found[1]]
 
-    return _REFERENCE.sub(instead, text)
+    return REFERENCE.sub(instead, text)
 
 
 def secret_items(bundle: object) -> Iterator[SecretItem]:
@@ -207,7 +212,7 @@ def names_elsewhere(template: Any) -> frozenset[str]:
     found: set[str] = set()
     for place, text in _texts_at(template):
         if not item_of(place):
-            found.update(one[1] for one in _REFERENCE.finditer(text))
+            found.update(one[1] for one in REFERENCE.finditer(text))
     return frozenset(found)
 
 
@@ -215,6 +220,11 @@ def item_of(place: str) -> str:
     """The network or VPN that a place of a template is in; empty for none."""
     found = _ITEM.match(place)
     return found[0] if found else ""
+
+
+def longest_at(place: str) -> int:
+    """How many characters a text at a place of a template may have."""
+    return MAX_TEXT if _SECRET_SETTINGS.fullmatch(place) is None else MAX_SECRET
 
 
 def expanded(
@@ -264,16 +274,15 @@ class _Expansion:
 
     def of(self, text: str, place: str) -> str:
         """A text with values in place of references, or with a fault noted as it is."""
-        is_setting = _SECRET_SETTINGS.fullmatch(place) is not None
-        may_be_secret = is_setting or _PASSPHRASES.fullmatch(place) is not None
-        limit = MAX_SECRET if is_setting else MAX_TEXT
+        limit = longest_at(place)
+        may_be_secret = limit == MAX_SECRET or _PASSPHRASES.fullmatch(place) is not None
         size = len(text)
         fault = _TOO_LONG.format(limit) if size > limit else ""
         values = self._at(place).of
         # Nothing is looked for in a text that is longer than any may be.
         more = 0
         for braces in () if fault else _BRACES.finditer(text):
-            found = _REFERENCE.fullmatch(braces[0])
+            found = REFERENCE.fullmatch(braces[0])
             fault = _fault(found, values, may_be_secret=may_be_secret)
             if fault or found is None:
                 break
@@ -281,7 +290,7 @@ class _Expansion:
             size += value - len(braces[0])
             if found[1].startswith("secret."):
                 more += rounding(value)
-        is_one = _REFERENCE.fullmatch(text) is not None
+        is_one = REFERENCE.fullmatch(text) is not None
         if not fault and size + (0 if is_one else more) > limit:
             # Not by how much: that would be the length of a secret.
             fault = _TOO_LONG.format(limit)
@@ -295,7 +304,7 @@ class _Expansion:
         if min(self._room, self._room_unseen) < 0:
             self._violations.add(self._path, f"must be at most {MAX_DOCUMENT} bytes as a document")
             self._violations.raise_if_any()
-        return _REFERENCE.sub(lambda found: values[found[1]], text)
+        return REFERENCE.sub(lambda found: values[found[1]], text)
 
 
 def _fault(found: re.Match[str] | None, values: Mapping[str, str], *, may_be_secret: bool) -> str:
@@ -312,7 +321,7 @@ def _fault(found: re.Match[str] | None, values: Mapping[str, str], *, may_be_sec
 
 
 def _names_in(value: Any) -> frozenset[str]:
-    return frozenset(found[1] for text in _texts(value) for found in _REFERENCE.finditer(text))
+    return frozenset(found[1] for text in _texts(value) for found in REFERENCE.finditer(text))
 
 
 def _mapped(value: Any, path: str, change: Callable[[str, str], str]) -> Any:

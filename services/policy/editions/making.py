@@ -43,8 +43,8 @@ from services.policy.vault import Vault
 
 log = logs.get(__name__)
 
-_AT_ONCE: Final = 4
-"""So many documents are made before others are answered: one takes a quarter of a millisecond."""
+_AT_ONCE_SECONDS: Final = 0.002
+"""So long documents are made before others are answered."""
 _MOST_MADE: Final = 16
 """Documents that are kept for the next organisation; one can have half a megabyte."""
 _LEVELS: Final = {"root": Level.ROOT, "reseller": Level.RESELLER, "org": Level.ORG}
@@ -75,6 +75,20 @@ class _Making:
         one = self.made
         assert one.content is not None
         return Wanted(one.tenant_id, one.content, one.profile if one.apart else None)
+
+
+class _Breath:
+    """Lets others be answered, now and then."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+
+    async def take(self) -> None:
+        """Waits where it was worked for a while."""
+        if self._loop.time() - self._since >= _AT_ONCE_SECONDS:
+            await asyncio.sleep(0)
+            self._since = self._loop.time()
 
 
 class Maker:
@@ -140,9 +154,9 @@ class Maker:
         making: list[_Making] = []
         same: list[store.Made] = []
         """Where other values of tenants below changed than those that count."""
-        for number, place in enumerate(places):
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        breath = _Breath()
+        for place in places:
+            await breath.take()
             before, recipe = stored.get(place), recipe_of(named(layers[place]))
             if before is not None and before.recipe == recipe:
                 continue
@@ -178,9 +192,9 @@ class Maker:
         if names:
             own = await variables_store.own_values(connection, self._vault, nodes.keys(), names)
         found: dict[UUID, list[InForce]] = {}
-        for number, (tenant_id, line) in enumerate(lines.items()):
-            if names and number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        breath = _Breath()
+        for tenant_id, line in lines.items():
+            await breath.take()
             found[tenant_id] = _filled(line, assigned, own)
         return found
 

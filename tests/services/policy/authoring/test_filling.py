@@ -66,7 +66,7 @@ def test_values_that_fit_are_found_among_many_that_do_not(*, is_form: bool) -> N
     published = own_of(bundle, compile_policy(bundle, values=own), Merging(), own)
     wrong = dict.fromkeys(names[::2], "a\nb")
     values = {BELOW[0]: Values({**dict.fromkeys(names, "the school's"), **wrong})}
-    below = Below(BELOW[0], "code", "name", ((BELOW[0], 1),))
+    below = Below(BELOW[0], "code", "name", ((BELOW[0], {"var.a": 1}),))
     began = time.process_time()
     found = filled(InForce(Source(Level.RESELLER, ABOVE), published), below, values)
     assert time.process_time() - began < 5
@@ -84,7 +84,7 @@ def test_values_that_do_not_fit_together_count_as_far_as_they_do() -> None:
     bundle = {"template": {"network": {"wifi": networks}}}
     published = own_of(bundle, compile_policy(bundle, values=own), Merging(), own)
     values = {BELOW[0]: Values({"var.a": "X", "var.b": "X", "var.c": "Y"})}
-    below = Below(BELOW[0], "code", "name", ((BELOW[0], 1),))
+    below = Below(BELOW[0], "code", "name", ((BELOW[0], {"var.a": 1}),))
     found = filled(InForce(Source(Level.RESELLER, ABOVE), published), below, values)
     assert found.fits is not None
     assert [one["ssid"] for one in found.fits.sets["network.wifi"]] == ["X", "B", "Y"]
