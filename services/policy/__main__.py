@@ -45,6 +45,7 @@ from services.policy.sightings.pace import Pace
 from services.policy.sightings.service import Sightings
 from services.policy.simulation.service import Simulations
 from services.policy.stamps import store as stamps_store
+from services.policy.stamps.collecting import Collector
 from services.policy.stamps.service import Stamps
 from services.policy.syncs import store as syncs_store
 from services.policy.syncs.service import Syncs, mirror
@@ -235,6 +236,7 @@ async def build(kit: Kit) -> Parts:
             worker.run,
             syncs.follower.run,
             orphans.watch,
+            Collector(kit.database, kit.clock).run,
             gates.follower.run,
             gates.watch,
             gates.enforcement.run,

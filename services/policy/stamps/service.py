@@ -297,6 +297,7 @@ class Stamps:
                     read = await store.documents(connection, self._vault, [stamp.content])
                     found = read.get(stamp.content)
                 if found is None:
+                    log.info("document gone", tenant=str(tenant_id), version=version)
                     return None
                 document = found
         self._stamps.put(key, stamp)

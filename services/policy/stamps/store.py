@@ -329,19 +329,29 @@ async def documents(
 async def insert_documents(
     connection: Connection, vault: Vault, found: Mapping[Content, Document]
 ) -> None:
-    """Stores signed documents, unless they are stored."""
+    """Stores signed documents, unless they are stored; these stay until the transaction ends."""
     # In one order: others may store the same ones.
     items = sorted(found.items(), key=lambda item: item[0])
     stored = [vault.stored(of_document(*content), {"body": one.body}) for content, one in items]
-    await connection.execute(
-        "INSERT INTO policy.documents (tenant_id, digest, body, sealed_secrets)"
-        " SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[])"
-        " ON CONFLICT DO NOTHING",
-        [content.tenant_id for content, _ in items],
-        [content.digest for content, _ in items],
-        [one["body"] for one in stored],
-        [one[SEALED] for one in stored],
-    )
+    names = columns([tuple(content) for content, _ in items])
+    there = 0
+    while there < len(items):
+        await connection.execute(
+            "INSERT INTO policy.documents (tenant_id, digest, body, sealed_secrets)"
+            " SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[])"
+            " ON CONFLICT DO NOTHING",
+            *names,
+            [one["body"] for one in stored],
+            [one[SEALED] for one in stored],
+        )
+        # One that was there may be on its way out, which `Collector` knows.
+        there = await connection.fetchval(
+            "SELECT count(*) FROM (SELECT FROM policy.documents d"
+            " JOIN unnest($1::uuid[], $2::bytea[]) AS w (tenant_id, digest)"
+            " ON d.tenant_id = w.tenant_id AND d.digest = w.digest"
+            " FOR KEY SHARE OF d) AS held",
+            *names,
+        )
     await connection.execute(
         "INSERT INTO policy.signatures (tenant_id, digest, key_id, signature)"
         " SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::text[], $4::bytea[])"
