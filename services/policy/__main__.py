@@ -34,6 +34,7 @@ from services.policy.keys.custody import Custody
 from services.policy.keys.service import PURPOSE, KeyRing
 from services.policy.orphans.service import Orphans
 from services.policy.rollouts.api import PublishingApi, RolloutApi, asked_plan
+from services.policy.rollouts.freezes import Freezes
 from services.policy.rollouts.outlooks import Outlooks
 from services.policy.rollouts.publishing_settings import PublishingSettings
 from services.policy.rollouts.service import Rollouts
@@ -93,7 +94,8 @@ async def build(kit: Kit) -> Parts:
     )
     seats = Seats(kit.database, changes, stamps, kit.tenants, devices, groups, keys)
     custody = Custody(kit.database, kit.outbox, kit.tenants, keys, devices, kit.clock)
-    editions = Editions(kit.database, stamps, seats, keys, vault, kit.tenants)
+    freezes = Freezes(kit.tenants, kit.clock)
+    editions = Editions(kit.database, stamps, seats, keys, vault, kit.tenants, freezes.among)
     sightings = Sightings(kit.database)
     rollouts = Rollouts(kit.database, vault, kit.outbox, kit.tenants, editions, changes, kit.clock)
     worker = RolloutWorker(

@@ -22,8 +22,10 @@ from servicekit.security.digests import sha256_hex
 from services.policy.authoring.blanks import Blanks, ValuesIn
 from services.policy.authoring.domain import compile_policy
 from services.policy.authoring.layering import (
+    NOTHING_OWN,
     Held,
     InForce,
+    MadeWith,
     Open,
     Own,
     own_of,
@@ -32,6 +34,7 @@ from services.policy.authoring.layering import (
 )
 from services.policy.authoring.templates import (
     NO_VALUES,
+    ORG_NAMES,
     CountsAt,
     Values,
     alone,
@@ -65,8 +68,7 @@ def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InFor
     found = layer
     if mark:
         source = replace(layer.source, filled=mark)
-        counts = chosen.marks if chosen.by is not None else ""
-        found = replace(layer, source=source, made_with=counts)
+        found = replace(layer, source=source, made_with=chosen.made_with)
     if chosen.by is None:
         return found
     try:
@@ -78,9 +80,20 @@ def filled(layer: InForce, below: Below, values: Mapping[UUID, Values]) -> InFor
 
 
 def made_with(layers: Iterable[InForce]) -> str:
-    """Tells with which values of tenants below layers were made; empty for none."""
-    said = [one.made_with for one in layers if one.made_with]
-    return sha256_hex(json.dumps(said).encode())[:32] if said else ""
+    """Tells with which values, and which names, of tenants below layers were made; empty for
+    none."""
+    said = [one.made_with for one in layers if one.made_with != NOTHING_OWN]
+    return ".".join(_digest([*kind]) for kind in zip(*said, strict=True)) if said else ""
+
+
+def differs_in_names(made: str, other: str) -> bool:
+    """Whether two texts of `made_with` differ in the names of organisations and nothing else."""
+    parts = [(*one.split("."), "")[:2] for one in (made, other)]
+    return parts[0][0] == parts[1][0] and parts[0][1] != parts[1][1]
+
+
+def _digest(said: Sequence[str]) -> str:
+    return sha256_hex(json.dumps(said).encode())[:32] if any(said) else ""
 
 
 def as_published(layers: Iterable[InForce]) -> list[InForce]:
@@ -185,6 +198,7 @@ class _Chosen:
         levels.insert(0, (below.tenant_id, _only(of_org, left.names)))
         self._left = left
         self._told: list[list[str]] = []
+        self._names: list[list[str]] = []
         elsewhere = [(id_, _only(some, blanks.elsewhere)) for id_, some in levels]
         self._in_items = {"": self._with("", elsewhere)}
         """Those outside of networks and VPNs first."""
@@ -214,9 +228,10 @@ class _Chosen:
         return [item for item, values in self._in_items.items() if values is not self._left.values]
 
     @property
-    def marks(self) -> str:
+    def made_with(self) -> MadeWith:
         """Tells the values that count, and whose they are, from others."""
-        return json.dumps(self._told)
+        told = (self._told, self._names)
+        return MadeWith(*(json.dumps(one) if one else "" for one in told))
 
     def _with(self, place: str, levels: Sequence[tuple[UUID, Values]]) -> Values:
         """The values at a place, the nearest tenant's of each name."""
@@ -229,7 +244,8 @@ class _Chosen:
             marks.update(values.marks)
             whose.update(dict.fromkeys(values.of, tenant_id))
         for name, tenant_id in sorted(whose.items()):
-            self._told.append([place, name, str(tenant_id), marks.get(name) or of[name]])
+            told = self._names if name in ORG_NAMES else self._told
+            told.append([place, name, str(tenant_id), marks.get(name) or of[name]])
             if self.by is None or self._order[tenant_id] < self._order[self.by]:
                 self.by = tenant_id
         return Values(of, marks)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from servicekit.data.postgres import Connection
@@ -143,6 +143,17 @@ class Own:
         )
 
 
+class MadeWith(NamedTuple):
+    """Tells values of tenants below from others; empty for none."""
+
+    values: str
+    names: str
+    """The same of codes and names."""
+
+
+NOTHING_OWN: Final = MadeWith("", "")
+
+
 @dataclass(frozen=True, slots=True)
 class InForce:
     """A version that is in force for a tenant, as a layer of what is below."""
@@ -153,7 +164,7 @@ class InForce:
     """As it was published, where tenants below have values of their own in it."""
     filled_by: UUID | None = None
     """The lowest one of these tenants."""
-    made_with: str = field(default="", repr=False)
+    made_with: MadeWith = field(default=NOTHING_OWN, repr=False)
     """Tells their values from others."""
     unfit: str = ""
     """Why their values are not in it, where devices could not apply it with them."""

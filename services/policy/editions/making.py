@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -19,7 +19,13 @@ from servicekit.ids import new_id
 from servicekit.observability import logs
 from servicekit.peers.tenants import TenantDirectory, TenantNode
 from servicekit.security.digests import sha256
-from services.policy.authoring.filling import OwnValues, filled, held, made_with
+from services.policy.authoring.filling import (
+    OwnValues,
+    differs_in_names,
+    filled,
+    held,
+    made_with,
+)
 from services.policy.authoring.layering import InForce, together
 from services.policy.editions import store
 from services.policy.keys.service import KeyRing
@@ -51,6 +57,8 @@ _LEVELS: Final = {"root": Level.ROOT, "reseller": Level.RESELLER, "org": Level.O
 
 Place: TypeAlias = tuple[UUID, Targets]
 """An organisation, for all of its devices or for those with some targets."""
+Frozen: TypeAlias = Callable[[Connection, Collection[UUID]], Awaitable[Set[UUID]]]
+"""Those of some organisations that are in a freeze; the transaction sees all tenants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +103,15 @@ class Maker:
     """Makes editions, in transactions of others."""
 
     def __init__(
-        self, stamps: Stamps, keys: KeyRing, vault: Vault, tenants: TenantDirectory
+        self,
+        stamps: Stamps,
+        keys: KeyRing,
+        vault: Vault,
+        tenants: TenantDirectory,
+        frozen: Frozen,
     ) -> None:
         self._stamps = stamps
+        self._frozen = frozen
         self._keys = keys
         self._vault = vault
         self._tenants = tenants
@@ -137,8 +151,11 @@ class Maker:
         bound = await store.bound(connection, self._vault, tenant_id, targets)
         return [*layers, *map(_of_target, bound)]
 
-    async def make(self, connection: Connection, places: Sequence[Place]) -> None:
-        """Stores and stamps what devices are to have.
+    async def make(self, connection: Connection, places: Sequence[Place]) -> set[UUID]:
+        """Stores and stamps what devices are to have; answers the organisations that wait.
+
+        In a freeze nothing is made of a name that an organisation got, unless something else
+        changed, too.
 
         Args:
             connection: of a transaction that sees all tenants.
@@ -154,6 +171,8 @@ class Maker:
         making: list[_Making] = []
         same: list[store.Made] = []
         """Where other values of tenants below changed than those that count."""
+        waits: set[UUID] = set()
+        frozen: Set[UUID] | None = None
         breath = _Breath()
         for place in places:
             await breath.take()
@@ -162,9 +181,15 @@ class Maker:
                 continue
             one = _beginning(place, recipe, layers[place], before)
             is_refilled = one.filled != ("" if before is None else before.filled)
-            if before is not None and not is_refilled and is_same(before.recipe, recipe):
-                same.append(replace(one, content=before.content, problem=before.problem))
-                continue
+            if before is not None and is_same(before.recipe, recipe):
+                if not is_refilled:
+                    same.append(replace(one, content=before.content, problem=before.problem))
+                    continue
+                if differs_in_names(one.filled, before.filled):
+                    frozen = await self._frozen(connection, orgs) if frozen is None else frozen
+                    if place[0] in frozen:
+                        waits.add(place[0])
+                        continue
             try:
                 fitting = self._fitting(one, layers[place])
                 making.append(replace(fitting, is_refilled=is_refilled))
@@ -176,6 +201,7 @@ class Maker:
                 making = [replace(kept, is_refilled=is_refilled)]
         await self._store(connection, making, stored, counters)
         await _put(connection, same)
+        return waits
 
     async def _for_all(
         self, connection: Connection, tenant_ids: Collection[UUID]

@@ -20,7 +20,7 @@ from servicekit.peers.tenants import TenantDirectory
 from services.policy.authoring.filling import made_with
 from services.policy.authoring.layering import InForce
 from services.policy.editions import store
-from services.policy.editions.making import Maker, Place, named
+from services.policy.editions.making import Frozen, Maker, Place, named
 from services.policy.keys.service import KeyRing
 from services.policy.stamps.domain import Part, Targets, recipe_of
 from services.policy.stamps.service import Stamps
@@ -68,18 +68,21 @@ class Editions:
         keys: KeyRing,
         vault: Vault,
         tenants: TenantDirectory,
+        frozen: Frozen,
     ) -> None:
         self._database = database
         self._stamps = stamps
         self._seats = seats
         self._tenants = tenants
-        self._maker = Maker(stamps, keys, vault, tenants)
+        self._maker = Maker(stamps, keys, vault, tenants, frozen)
         self._not_before: dict[UUID, float] = {}
         self._changed: set[UUID] = set()
         self._waits: dict[UUID, None] = {}
         """The organisations for which something is to be made, in their order."""
         self._first: dict[UUID, None] = {}
         """Those of them that changed something themselves."""
+        self._renamed: set[UUID] = set()
+        """Those that have a new name and wait for the end of a freeze, or another change."""
         self._tree = -1
         self._news = asyncio.Event()
         stamps.on_change.append(self._note)
@@ -234,6 +237,9 @@ class Editions:
         for number, org in enumerate({*look, *moved}):
             if number % _LOOKED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+            if org in self._renamed:
+                self._renamed.discard(org)
+                self._not_before.pop(org, None)
             if not self.is_waiting(org):
                 self._waits.pop(org, None)
                 self._first.pop(org, None)
@@ -278,8 +284,13 @@ class Editions:
                     # In the next transaction.
                     break
                 places += [(org_id, targets) for targets in wanted[:room]]
-            await self._maker.make(connection, places)
+            waits = await self._maker.make(connection, places)
+        self._renamed |= waits
+        for org_id in waits:
+            self._try_later(org_id)
         for org_id in done:
+            if org_id in waits:
+                continue
             self._not_before.pop(org_id, None)
             self._waits.pop(org_id, None)
             self._first.pop(org_id, None)
@@ -295,6 +306,9 @@ class Editions:
         else:
             log.error("layers not put together", tenant=str(org_id), exc_info=error)
         FAILED.inc()
+        self._try_later(org_id)
+
+    def _try_later(self, org_id: UUID) -> None:
         self._not_before[org_id] = asyncio.get_running_loop().time() + _AGAIN_SECONDS
         self._first.pop(org_id, None)
         self._waits.pop(org_id, None)
