@@ -131,7 +131,7 @@ class Maker:
         Raises:
             DomainError: UNAVAILABLE while not all tenants above are known.
         """
-        layers = (await self._for_all(connection, [tenant_id]))[tenant_id]
+        layers = (await self.for_all(connection, [tenant_id]))[tenant_id]
         if not targets:
             return layers
         other = await store.otherwise(connection, self._vault, tenant_id, targets)
@@ -203,7 +203,7 @@ class Maker:
         await _put(connection, same)
         return waits
 
-    async def _for_all(
+    async def for_all(
         self, connection: Connection, tenant_ids: Collection[UUID]
     ) -> dict[UUID, list[InForce]]:
         """What is in force for all devices of tenants, the root's first, with their own values."""
@@ -228,7 +228,7 @@ class Maker:
         self, connection: Connection, places: Sequence[Place]
     ) -> dict[Place, list[InForce]]:
         """As `layers`, of many places."""
-        of_all = await self._for_all(connection, {org_id for org_id, _ in places})
+        of_all = await self.for_all(connection, {org_id for org_id, _ in places})
         several = await store.of_several_versions(
             connection, {one for _, targets in places for one in targets}
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Final
@@ -96,6 +96,16 @@ class Editions:
             DomainError: UNAVAILABLE while not all tenants above are known.
         """
         return await self._maker.layers(connection, tenant_id, targets)
+
+    async def of_several(
+        self, connection: Connection, tenant_ids: Collection[UUID]
+    ) -> dict[UUID, list[InForce]]:
+        """What is in force for all devices of tenants, as `Maker.for_all` has it.
+
+        Raises:
+            DomainError: UNAVAILABLE while not all tenants above are known.
+        """
+        return await self._maker.for_all(connection, tenant_ids)
 
     async def above(
         self, connection: Connection, tenant_id: UUID, *, targeted: bool

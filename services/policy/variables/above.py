@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -15,13 +18,17 @@ from services.policy.variables import store
 from services.policy.variables.domain import Variable
 
 _WHY: Final = "templates are of tenants above"
+MOST_LOOKED_AT: Final = 100
+"""Organisations below that are looked at when a value is set."""
 
 
 class Layers(Protocol):
-    """What is in force for a tenant and those above it."""
+    """What is in force for tenants and those above them."""
 
-    async def layers(self, connection: Connection, tenant_id: UUID) -> list[InForce]:
-        """The layers, the root's first."""
+    async def of_several(
+        self, connection: Connection, tenant_ids: Collection[UUID]
+    ) -> dict[UUID, list[InForce]]:
+        """The layers of each, the root's first."""
 
 
 class Deciding(Protocol):
@@ -70,19 +77,42 @@ class Above:
     async def check_fits(self, connection: Connection, tenant_id: UUID) -> None:
         """Checks that devices can apply the templates with the tenant's values as they are now.
 
+        Devices are those of organisations. So of a tenant between those below are looked at, as far
+        as theirs fit until now: first those with policies or values of their own. Of the others one
+        is as good as all.
+
         Raises:
             DomainError: INVALID_ARGUMENT.
         """
+        below = [
+            node.id
+            for node in self._tenants.subtree(tenant_id)
+            if node.kind == "org" and node.id != tenant_id and not node.going
+        ]
         async with seeing_all(connection, _WHY):
-            layers = await self._layers.layers(connection, tenant_id)
-        try:
-            together(layers)
-        except DomainError as unfit:
-            try:
-                together(as_published(layers))
-            except DomainError:
-                # It is nothing that the value could mend.
-                return
-            raise invalid_field(
-                "value", f"does not fit where a policy above names it: {unfit.message}"
-            ) from unfit
+            some = await store.differing(connection, below, MOST_LOOKED_AT)
+            if len(some) < MOST_LOOKED_AT:
+                some += [one for one in below if one not in some][:1]
+            some = some or [tenant_id]
+            found = await self._layers.of_several(connection, some)
+            held = await store.held(connection, [one for one in some if one != tenant_id])
+        for one in some:
+            await asyncio.sleep(0)
+            if one not in held and (problem := _problem(found[one])):
+                node = self._tenants.known(one)
+                whom = "" if node is None or one == tenant_id else f", for {node.name} below"
+                raise invalid_field(
+                    "value", f"does not fit where a policy above names it{whom}: {problem}"
+                )
+
+
+def _problem(layers: Sequence[InForce]) -> str:
+    """Why layers do not fit with values of tenants below; empty where they do, and where they would
+    not without."""
+    try:
+        together(layers)
+    except DomainError as unfit:
+        with suppress(DomainError):
+            together(as_published(layers))
+            return unfit.message
+    return ""

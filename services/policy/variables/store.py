@@ -171,6 +171,33 @@ async def left_open(connection: Connection, tenant_ids: Collection[UUID]) -> set
     return {row["reference"] for row in rows}
 
 
+async def differing(connection: Connection, tenant_ids: Collection[UUID], limit: int) -> list[UUID]:
+    """Tenants among some that have policies or values of their own.
+
+    Args:
+        connection: that sees these tenants.
+    """
+    rows = await connection.fetch(
+        "SELECT a.tenant_id FROM policy.assignments a"
+        " WHERE a.tenant_id = ANY ($1) AND a.version IS NOT NULL"
+        " UNION SELECT v.tenant_id FROM policy.variable v WHERE v.tenant_id = ANY ($1)"
+        " ORDER BY tenant_id LIMIT $2",
+        list(tenant_ids),
+        limit,
+    )
+    return [row["tenant_id"] for row in rows]
+
+
+async def held(connection: Connection, tenant_ids: Collection[UUID]) -> set[UUID]:
+    """Organisations among some whose layers do not fit together."""
+    rows = await connection.fetch(
+        "SELECT e.tenant_id FROM policy.editions e"
+        " WHERE e.tenant_id = ANY ($1) AND e.problem <> ''",
+        list(tenant_ids),
+    )
+    return {row["tenant_id"] for row in rows}
+
+
 async def put_into_set(connection: Connection, variable: Variable, set_name: str) -> None:
     """Says which set a variable belongs to, as it is now."""
     await connection.execute(

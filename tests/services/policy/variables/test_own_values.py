@@ -15,8 +15,9 @@ import pytest
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.call import H_AUTHENTICATED
+from tests.services.policy.layers.test_layers import settled
 from tests.services.policy.variables.test_variables import SECRET, TEMPLATE, Keeper
-from tests.support.policy import ORG, RESELLER, SISTER, Device, World, verified, world
+from tests.support.policy import ORG, RESELLER, ROOT, SISTER, Device, World, verified, world
 from tests.support.refusals import refusal
 
 __all__ = ["world"]
@@ -231,6 +232,34 @@ async def test_a_value_that_does_not_fit(world: World, district: Keeper, school:
     await school.variable("Update", id=found.variables[0].id, value="fits")
     await device.has()
     assert [one["ssid"] for one in device.policy["network"]["wifi"]] == ["Pupils", "Staff", "fits"]
+
+
+async def test_a_districts_value_has_to_fit_for_its_schools(
+    world: World, district: Keeper, school: Keeper
+) -> None:
+    """Together with what these have of their own. One that does not fit anyway is in nobody's
+    way."""
+    root = Keeper(world.channel, ROOT.id)
+    for name in ("start", "end"):
+        await _put(root, ROOT.id, name, "x", overridable=True)
+    network = {"ssid": "{{var.start}}{{var.end}}", "security": "none"}
+    above = await root.published(ROOT.id, {"template": {"network": {"wifi": [network]}}})
+    device = Seen(world, ORG.id)
+    await device.gets()
+    await _put(school, ORG.id, "end", "y" * 25)
+    await device.gets()
+    refused = await refusal(_put(district, RESELLER.id, "start", "z" * 10))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["value"])
+    assert f"for {ORG.name} below" in json.dumps(refused.body)
+    start = await _put(district, RESELLER.id, "start", "z" * 7)
+    assert (await device.gets())["network"]["wifi"][0]["ssid"] == "z" * 7 + "y" * 25
+    await _put(school, ORG.id, "more", "a\nb")
+    network["passphrase"] = "{{var.more}}"
+    await _put(root, ROOT.id, "more", "x", overridable=True)
+    changed = {"template": {"network": {"wifi": [network]}}}
+    await root.call("UpdatePolicy", id=above.id, bundle=changed, signed=True)
+    await settled(world, ORG.id, "HELD")
+    await district.variable("Update", id=start.id, value="z" * 8)
 
 
 async def test_a_lock_takes_no_value_away_that_fits(
