@@ -183,7 +183,7 @@ class KeyRing:
         """Ends the keys of a tenant that is deleted, before their rows go; answers how many.
 
         The public log stays, and says that they ended. No process signs with them any more: each
-        one calls this.
+        one calls this until it answers 0, when the ends are stored.
 
         Args:
             connection: of the tenant.
@@ -203,11 +203,13 @@ class KeyRing:
         ]
         for key in ended:
             await store.update(connection, key)
-        await self._enter_ends(connection, ended)
+        if ended:
+            await self._enter_ends(connection, ended)
+            return len(ended)
         left = {id_: k for id_, k in self._keys.by_id.items() if k.tenant_id != tenant.id}
         self._signers = {id_: one for id_, one in self._signers.items() if id_ in left}
         self._keys = Keys(left, self._keys.has_root, self._keys.certified)
-        return len(ended)
+        return 0
 
     async def _take(self, connection: Connection, changed: Iterable[PolicyKey]) -> None:
         keys = {**self._keys.by_id, **{key.public.id: key for key in changed}}
@@ -286,22 +288,31 @@ class KeyRing:
     async def _enter_ends(self, connection: Connection, keys: Iterable[PolicyKey]) -> None:
         """Enters the ends of keys that a restore knew from the audit log, as it signs nothing, and
         of those of tenants that are deleted."""
-        vouching = self._keys.active(None)
-        signer = None if vouching is None else self._signers.get(vouching.public.id)
-        if vouching is None or signer is None or vouching.compromised_at is not None:
-            return
         entered = await store.ends(connection)
-        head = await store.head(connection)
-        for key in keys:
+        ends = [
+            (key, action, at)
+            for key in keys
             for action, at in (
                 (Action.REVOKE, key.compromised_at),
                 (Action.RETIRE, key.retired_at),
-            ):
-                if at is None or (key.public.id, action) in entered:
-                    continue
-                scope = key_log.scope_of(key.tenant_id)
-                entry = key_log.entry(head, action, scope, key.public, at, [signer])
-                head = await store.append(connection, action, key.public, entry)
+            )
+            if at is not None and (key.public.id, action) not in entered
+        ]
+        if not ends:
+            return
+        vouching = self._keys.active(None)
+        signer = None if vouching is None else self._signers.get(vouching.public.id)
+        if vouching is None or signer is None or vouching.compromised_at is not None:
+            log.error(
+                "ends of policy keys not entered in their log: no key of the installation can sign",
+                key_ids=sorted({key.public.id for key, _, _ in ends}),
+            )
+            return
+        head = await store.head(connection)
+        for key, action, at in ends:
+            scope = key_log.scope_of(key.tenant_id)
+            entry = key_log.entry(head, action, scope, key.public, at, [signer])
+            head = await store.append(connection, action, key.public, entry)
 
     async def _fetch(self, cursor: str) -> tuple[str, bool]:
         async with self._database.system_transaction("the cache has all tenants") as connection:
