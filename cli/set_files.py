@@ -41,7 +41,7 @@ _MEMBERS: Final[Mapping[str, Mapping[str, type]]] = {
         "draft": bool,
         "renamedFrom": str,
     },
-    "Variable": {"name": str, "value": str},
+    "Variable": {"name": str, "value": str, "overridable": bool},
     "SecretRef": {"name": str},
 }
 """What a document of each kind has, beside `apiVersion` and `kind`."""
@@ -224,7 +224,7 @@ _HEAD: Final = ("apiVersion", "kind")
 
 def _make_variable(found: Set, path: Path, document: Mapping[str, Any]) -> None:
     del path
-    found.variables.append({"name": document["name"], "value": document["value"]})
+    found.variables.append({key: one for key, one in document.items() if key not in _HEAD})
 
 
 def _make_secret(found: Set, path: Path, document: Mapping[str, Any]) -> None:

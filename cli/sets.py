@@ -208,7 +208,7 @@ def export(
             tenant["code"],
             [_group_file(group) for group in groups],
             [_policy_file(one) for one in policies],
-            [{"name": one["name"], "value": one["value"]} for one in variables],
+            [_variable_file(one) for one in variables],
             found.get("secrets", []),
         )
         typer.echo(f"{len(groups)} groups and {len(policies)} policies in {len(paths)} files.")
@@ -287,6 +287,8 @@ def _line(kind: str, step: Any) -> str:
         notes.append(_NOTES[step["action"]])
     if step.get("publishes"):
         notes.append("is published" + (", once approved" if step.get("awaitsApproval") else ""))
+    if step.get("overridable") and step["action"] not in {"DELETE", "OTHER"}:
+        notes.append("tenants below may have their own")
     if step.get("joins") or step.get("leaves"):
         notes.append(f"{step['joins']} devices come into it, {step['leaves']} leave it")
     sign = _SIGNS.get(step["action"], "~")
@@ -389,6 +391,11 @@ def _group_file(group: Any) -> dict[str, Any]:
     if group.get("filter") is None:
         return {**found, "members": "external"}
     return {**found, "filter": group["filter"]}
+
+
+def _variable_file(entry: Any) -> dict[str, Any]:
+    found = {"name": entry["name"], "value": entry["value"]}
+    return {**found, "overridable": True} if entry.get("overridable") else found
 
 
 def _policy_file(entry: Any) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def test_documents_of_all_kinds_are_taken_from_any_files(tmp_path: Path) -> None
             "kind is one of Set, DeviceGroup, Policy, Variable, SecretRef, not Police",
         ),
         ("kind: Variable\nname: a\nvalue: 7\n", "p.yaml:3: value is text"),
+        ("kind: Variable\nname: a\nvalue: x\noverridable: yes\n", "overridable is true or false"),
         ("kind: SecretRef\nname: a\nvalue: x\n", "p.yaml:3: a SecretRef has no member value"),
         ("kind: Policy\nalias: a\nbundle: {}\n", "a Policy needs the member targets"),
         ("kind: Policy\nalias: a\ntargets: org\nbundle: {}\n", "p.yaml:3: targets is a list"),

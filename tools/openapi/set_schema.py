@@ -88,7 +88,7 @@ def set_schema(components: Schema) -> Schema:
         "Variable": _kind(
             "Variable",
             "A variable that templates name.",
-            {each: variable[each] for each in ("name", "value")},
+            {each: variable[each] for each in ("name", "value", "overridable")},
             ["name", "value"],
         ),
         "SecretRef": _kind(

@@ -3358,19 +3358,23 @@ class PolicySetVariable(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    OVERRIDABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     value: _builtins.str
     """Its value."""
+    overridable: _builtins.bool
+    """Whether tenants below may have a value of their own in its place."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         value: _builtins.str = ...,
+        overridable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overridable", b"overridable", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3386,6 +3390,7 @@ class PlannedVariable(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     SET_NAME_FIELD_NUMBER: _builtins.int
+    OVERRIDABLE_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """As of PlannedPolicy."""
     name: _builtins.str
@@ -3394,6 +3399,8 @@ class PlannedVariable(_message.Message):
     """The value that it has in the end."""
     set_name: _builtins.str
     """Of another variable the set that it belongs to; empty for none."""
+    overridable: _builtins.bool
+    """Whether tenants below may have a value of their own in its place, in the end."""
     def __init__(
         self,
         *,
@@ -3401,10 +3408,11 @@ class PlannedVariable(_message.Message):
         name: _builtins.str = ...,
         value: _builtins.str = ...,
         set_name: _builtins.str = ...,
+        overridable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "name", b"name", "set_name", b"set_name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "name", b"name", "overridable", b"overridable", "set_name", b"set_name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3678,19 +3686,23 @@ class ExportedVariable(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    OVERRIDABLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     value: _builtins.str
     """Its value."""
+    overridable: _builtins.bool
+    """Whether tenants below may have a value of their own in its place."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         value: _builtins.str = ...,
+        overridable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overridable", b"overridable", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

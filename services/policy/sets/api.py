@@ -17,7 +17,7 @@ from services.policy.authoring.secret_values import hide
 from services.policy.sets.domain import Action, Entry, Step, VariableStep
 from services.policy.sets.moving import MovingSecrets
 from services.policy.sets.service import Asked, Exported, PolicySets
-from services.policy.sets.variables import Named
+from services.policy.sets.variables import Given, Named
 from services.policy.simulation.api import SimulationApi, to_simulation
 
 
@@ -63,6 +63,7 @@ def _to_variable_step(step: VariableStep) -> policy_pb2.PlannedVariable:
         name=variable.name,
         value=variable.value or "",
         set_name=variable.set_name if is_other else "",
+        overridable=variable.overridable,
     )
 
 
@@ -127,7 +128,7 @@ class PolicySetApi(SimulationApi):
                 planned_groups=frozenset(request.planned_groups),
                 renamed_groups=_ids(request.renamed_groups),
                 named=Named(
-                    tuple((one.name, one.value) for one in request.variables),
+                    tuple(Given(one.name, one.value, one.overridable) for one in request.variables),
                     tuple(request.secrets),
                 ),
             ),
@@ -150,9 +151,6 @@ class PolicySetApi(SimulationApi):
         return policy_pb2.ExportPolicySetResponse(
             org_id=str(org_id or context.call.caller.tenant_id),
             policies=[_to_exported(one, mask) for one in found],
-            variables=[
-                policy_pb2.ExportedVariable(name=name, value=value)
-                for name, value in named.variables
-            ],
+            variables=[policy_pb2.ExportedVariable(**one._asdict()) for one in named.variables],
             secrets=named.secrets,
         )

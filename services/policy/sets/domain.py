@@ -171,7 +171,7 @@ def plan_of(
             one.action.value,
             one.variable.name,
             None if one.before is None else [str(one.before.id), one.before.revision],
-            None if one.after is None else one.after.value,
+            None if one.after is None else [one.after.value, one.after.overridable],
         ]
         for one in variables
         if one.does_something

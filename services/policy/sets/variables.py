@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from servicekit.call import Call
@@ -15,12 +16,19 @@ from services.policy.variables.domain import MOST_VARIABLES, Variable
 from services.policy.variables.service import Variables
 
 
+class Given(NamedTuple):
+    """A variable as a set has it."""
+
+    name: str
+    value: str
+    overridable: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """What a set says of variables and secrets."""
 
-    variables: tuple[tuple[str, str], ...] = ()
-    """Names and values."""
+    variables: tuple[Given, ...] = ()
     secrets: tuple[str, ...] = ()
     """Names of those that have to be set."""
 
@@ -32,7 +40,7 @@ class Named:
         """
         known: set[str] = set()
         for field, names in (
-            ("variables[{}].name", [name for name, _ in self.variables]),
+            ("variables[{}].name", [one.name for one in self.variables]),
             ("secrets[{}]", self.secrets),
         ):
             for index, name in enumerate(names):
@@ -86,13 +94,13 @@ class ApplyingVariables:
             if secret is None or not secret.is_secret:
                 raise invalid_field(f"secrets[{index}]", f"is not set: set the secret {name} first")
         return [
-            await self._put(connection, index, name, value)
-            for index, (name, value) in enumerate(self._named.variables)
+            await self._put(connection, index, given)
+            for index, given in enumerate(self._named.variables)
         ]
 
     async def end(self, connection: Connection, *, prune: bool) -> list[VariableStep]:
         """What becomes of the tenant's other variables, once the policies are as the set says."""
-        names = dict(self._named.variables)
+        names = {one.name for one in self._named.variables}
         steps = []
         for one in self._known.values():
             if one.is_secret or one.name in names:
@@ -107,24 +115,27 @@ class ApplyingVariables:
         return steps
 
     def _concerned(self) -> list[Variable]:
-        names = dict(self._named.variables)
+        names = {one.name for one in self._named.variables}
         return [
             one
             for one in self._known.values()
             if not one.is_secret and (one.name in names or one.set_name == self._set_name)
         ]
 
-    async def _put(self, connection: Connection, index: int, name: str, value: str) -> VariableStep:
+    async def _put(self, connection: Connection, index: int, given: Given) -> VariableStep:
+        name, value, overridable = given
         before = self._known.get(name)
         if before is not None:
             self._check_ownership(index, before)
         try:
             if before is None:
                 after = await self._variables.created(
-                    connection, self._call, self._tenant_id, name, value
+                    connection, self._call, self._tenant_id, name, value, overridable=overridable
                 )
-            elif before.value != value:
-                after = await self._variables.changed(connection, self._call, before, value)
+            elif (before.value, before.overridable) != (value, overridable):
+                after = await self._variables.changed(
+                    connection, self._call, before, value, overridable=overridable
+                )
             else:
                 after = before
         except DomainError as error:
@@ -170,6 +181,8 @@ async def exported(connection: Connection, tenant_id: UUID) -> Named:
     scope = Scope.of(tenant_id)
     found = (await store.list_variables(connection, scope, None, MOST_VARIABLES)).items
     return Named(
-        tuple((one.name, one.value or "") for one in found if not one.is_secret),
+        tuple(
+            Given(one.name, one.value or "", one.overridable) for one in found if not one.is_secret
+        ),
         tuple(one.name for one in found if one.is_secret),
     )

@@ -169,12 +169,25 @@ class Variables:
         return variable
 
     async def changed(
-        self, connection: Connection, call: Call, before: Variable, value: str
+        self,
+        connection: Connection,
+        call: Call,
+        before: Variable,
+        value: str,
+        *,
+        overridable: bool,
     ) -> Variable:
-        """Gives a variable that is locked another value, and publishes nothing."""
+        """Gives a variable that is locked another value, and publishes nothing.
+
+        Args:
+            overridable: whether tenants below may have a value of their own in its place.
+        """
         check_value(value, is_secret=before.is_secret)
-        after = self._changed(call, before, value)
-        await self._put(connection, call, after, value)
+        after = replace(self._changed(call, before, value), overridable=overridable)
+        if value == before.value:
+            await store.put(connection, self._vault, after, value)
+        else:
+            await self._put(connection, call, after, value)
         updated = PolicyVariableUpdated(
             id=after.id, before=before.snapshot(), after=after.snapshot()
         )

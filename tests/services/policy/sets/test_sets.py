@@ -15,6 +15,7 @@ from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.rpc.values import from_value, to_value
 from tests.services.policy.simulation.test_simulation import codes, new_device, rows
 from tests.services.policy.targets.test_targets import delivered, for_devices
+from tests.services.policy.variables.test_own_values import Seen
 from tests.services.policy.variables.test_variables import Keeper
 from tests.support import callers
 from tests.support.policy import ORG, RESELLER, SISTER, Admin, World, world
@@ -443,6 +444,41 @@ async def test_variables_of_a_set_are_planned_applied_and_pruned(world: World) -
     assert (steps(pruned), actions(pruned)) == ({"host": "DELETE"}, {"base": "UPDATE!"})
     assert [v.name for v in (await keeper.variable("List")).variables] == ["wifi"]
     assert SECRET not in json.dumps([str(one) for one in (plan, done, changed, restored, pruned)])
+
+
+async def test_a_set_says_which_variables_tenants_below_may_have(world: World) -> None:
+    """It counts with the policies that name it; who leaves it out closes it again."""
+    district = Keeper(world.channel, RESELLER.id)
+    opened = policy_pb2.PolicySetVariable(name="host", value="district.example", overridable=True)
+    template = {"template": {"browser": {"homepage": "https://{{var.host}}"}}}
+    school = Keeper(world.channel, ORG.id)
+    await school.put(ORG.id, "host", "school.example")
+    device = Seen(world, ORG.id)
+
+    async def applied(*variables: policy_pb2.PolicySetVariable, **more: Any) -> Any:
+        return await district.call(
+            "ApplyPolicySet",
+            org_id=str(RESELLER.id),
+            name="fleet",
+            policies=[entry("base", template)],
+            variables=variables,
+            **more,
+        )
+
+    closed = named(("host", "district.example"))
+    await applied(*closed)
+    assert (await device.gets())["browser"]["homepage"] == "https://district.example"
+    plan = await applied(opened, validate_only=True)
+    assert (steps(plan), actions(plan)) == ({"host": "UPDATE"}, {"base": "UNCHANGED!"})
+    assert plan.variables[0].overridable
+    await applied(opened, expected_plan_sha256=plan.plan_sha256)
+    assert (await device.gets())["browser"]["homepage"] == "https://school.example"
+    again = await applied(opened)
+    assert (steps(again), actions(again)) == ({"host": "UNCHANGED"}, {"base": "UNCHANGED"})
+    exported = await district.call("ExportPolicySet", org_id=str(RESELLER.id))
+    assert [one.overridable for one in exported.variables] == [True]
+    assert steps(await applied(*closed)) == {"host": "UPDATE"}
+    assert (await device.gets())["browser"]["homepage"] == "https://district.example"
 
 
 async def test_variables_of_nobody_and_of_other_sets_are_adopted(world: World) -> None:
