@@ -78,6 +78,11 @@ _ROWS: Final[tuple[tuple[str, Mapping[str, str]], ...]] = (
         },
     ),
     (
+        "policy.variable",
+        {**_OWNED, "id": _THEIRS.format("id"), "value": _TEXT.format("value")},
+    ),
+    ("policy.own_values", {**_OWNED, "id": _THEIRS.format("id"), "changed_xid": _NOW}),
+    (
         "policy.bindings",
         {
             **_OWNED,
@@ -144,6 +149,17 @@ def reseller_policy(number: int) -> dict[str, Any]:
     }
 
 
+def template(number: int) -> dict[str, Any]:
+    """The same as a template of the size of a school's policy, with a page of each school."""
+    document = reseller_policy(number)
+    more = own_policy("district")
+    pages = document["browser"]["managed_bookmarks"] + more["browser"]["managed_bookmarks"]
+    own = [{"name": f"Page {n}", "url": f"https://{{{{var.host}}}}/{n}"} for n in range(3)]
+    browser = {"homepage": f"https://{{{{var.host}}}}/{number}"}
+    browser |= {"managed_bookmarks": [*pages, *own]}
+    return {"template": {**more, **document, "browser": browser}}
+
+
 async def make(
     client: httpx.Client,
     connection: asyncpg.Connection,
@@ -151,6 +167,7 @@ async def make(
     groups: int,
     *,
     with_policies: bool = True,
+    with_values: bool = False,
 ) -> Organisations:
     """Makes organisations below a new reseller.
 
@@ -160,11 +177,17 @@ async def make(
         count: how many, at least one.
         groups: of each, every one with a policy where the product knows policies of groups.
         with_policies: whether they have policies of their own; not without for groups.
+        with_values: whether each has a value of its own in what `template` makes.
     """
     reseller = _post(client, "/api/tenants", {"name": "District", "reseller": True})["id"]
     code = _CODE.format(0)
     first = _post(client, "/api/tenants", {"name": "School", "parentId": reseller, "code": code})
     org_id = first["id"]
+    if with_values:
+        host = {"name": "host", "value": "district.example", "overridable": True}
+        _post(client, "/api/policy-variables", {**host, "orgId": reseller})
+        own = {"name": "host", "value": f"{code}.example", "orgId": org_id}
+        _post(client, "/api/policy-variables", own)
     group_ids = []
     for number in range(groups):
         group = {"orgId": org_id, "name": f"Group {number}", "alias": f"group-{number}"}

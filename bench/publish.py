@@ -26,7 +26,13 @@ from bench.cpu import Machine, Usage, usage
 from bench.facts import facts
 from bench.figures import by_part
 from bench.fleet import device_id
-from bench.organisations import Organisations, publish, reseller_policy, until_put_together
+from bench.organisations import (
+    Organisations,
+    publish,
+    reseller_policy,
+    template,
+    until_put_together,
+)
 from bench.product import Product
 from bench.report import RESULTS, Report
 from cli.sim import Client, Target
@@ -44,6 +50,7 @@ class Plan:
     organisations: int
     groups: int
     inherit: bool
+    own_values: bool
     publishes: int
 
     @property
@@ -73,6 +80,7 @@ class Publishes:
                     plan.organisations,
                     plan.groups,
                     with_policies=not plan.inherit,
+                    with_values=plan.own_values,
                 )
                 devices = plan.organisations * max(1, plan.groups)
                 await organisations.register(database, made, devices)
@@ -94,7 +102,8 @@ class Publishes:
         number: int,
     ) -> dict[str, Any]:
         self._report.stage(f"The reseller publishes ({number} of {self._plan.publishes})")
-        document = reseller_policy(number)
+        own_values = self._plan.own_values
+        document = template(number) if own_values else reseller_policy(number)
         before, machine, began = self._used(), Machine.now(), time.monotonic()
         await asyncio.to_thread(publish, client, made.reseller_id, document)
         answered = time.monotonic() - began
@@ -102,14 +111,16 @@ class Publishes:
             "SELECT policy_id, version FROM policy.assignments WHERE tenant_id = $1::text::uuid",
             made.reseller_id,
         )
-        recipe = f'%"{made.reseller_id}", "{assigned["policy_id"]}", {assigned["version"]}]%'
+        # Which values of the organisation are in it comes behind the version.
+        end = "," if own_values else "]"
+        recipe = f'%"{made.reseller_id}", "{assigned["policy_id"]}", {assigned["version"]}{end}%'
         await until_put_together(database, self._plan.editions, recipe)
         last = await database.fetchval(
             "SELECT tenant_id::text FROM policy.editions WHERE recipe LIKE $1"
             " ORDER BY changed_xid DESC LIMIT 1",
             recipe,
         )
-        page = document["browser"]["managed_bookmarks"][0]["url"]
+        page = reseller_policy(number)["browser"]["managed_bookmarks"][0]["url"]
         while await self._without(made, [made.ids.index(last) + 1], page):
             await asyncio.sleep(0.1)
         seconds = time.monotonic() - began
@@ -183,11 +194,16 @@ def main() -> None:
     parser.add_argument(
         "--inherit", action="store_true", help="organisations have no policies of their own"
     )
+    parser.add_argument(
+        "--own-values",
+        action="store_true",
+        help="the reseller publishes a template, in which each organisation has a value of its own",
+    )
     parser.add_argument("--publishes", type=int, default=2, help="one after the other")
     arguments = parser.parse_args()
     if arguments.inherit and arguments.groups:
         parser.error("--inherit goes with --groups 0")
-    plan = Plan(arguments.organisations, arguments.groups, arguments.inherit, arguments.publishes)
+    plan = Plan(**vars(arguments))
     report = Report()
     with product.running() as started, asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         found = loop.run(Publishes(plan, started, report).run())

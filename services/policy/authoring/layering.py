@@ -261,8 +261,11 @@ def encoded(found: Folded) -> bytes:
     return _checked(found.document(), set(), _counting(found))
 
 
-def together(layers: Sequence[InForce]) -> bytes:
+def together(layers: Sequence[InForce], found: Folded | None = None) -> bytes:
     """The exact bytes that devices get of layers that may have values of tenants below.
+
+    Args:
+        found: the layers as one, where they were folded already.
 
     Raises:
         DomainError: FAILED_PRECONDITION when devices could not apply them together, or one of them
@@ -271,7 +274,7 @@ def together(layers: Sequence[InForce]) -> bytes:
     for one in layers:
         if one.unfit:
             raise _not_together(f"with a value of a tenant below: {one.unfit}")
-    return encoded(folded(layers))
+    return encoded(folded(layers) if found is None else found)
 
 
 def _counting(found: Folded) -> int:

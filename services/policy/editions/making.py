@@ -6,7 +6,6 @@ is read and stored for many at once.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from services.policy.authoring.filling import (
     made_with,
 )
 from services.policy.authoring.layering import InForce, together
+from services.policy.breath import Breath
 from services.policy.editions import store
 from services.policy.keys.service import KeyRing
 from services.policy.layers.below import below
@@ -49,8 +49,6 @@ from services.policy.vault import Vault
 
 log = logs.get(__name__)
 
-_AT_ONCE_SECONDS: Final = 0.002
-"""So long documents are made before others are answered."""
 _MOST_MADE: Final = 16
 """Documents that are kept for the next organisation; one can have half a megabyte."""
 _LEVELS: Final = {"root": Level.ROOT, "reseller": Level.RESELLER, "org": Level.ORG}
@@ -83,20 +81,6 @@ class _Making:
         one = self.made
         assert one.content is not None
         return Wanted(one.tenant_id, one.content, one.profile if one.apart else None)
-
-
-class _Breath:
-    """Lets others be answered, now and then."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._since = self._loop.time()
-
-    async def take(self) -> None:
-        """Waits where it was worked for a while."""
-        if self._loop.time() - self._since >= _AT_ONCE_SECONDS:
-            await asyncio.sleep(0)
-            self._since = self._loop.time()
 
 
 class Maker:
@@ -173,7 +157,7 @@ class Maker:
         """Where other values of tenants below changed than those that count."""
         waits: set[UUID] = set()
         frozen: Set[UUID] | None = None
-        breath = _Breath()
+        breath = Breath()
         for place in places:
             await breath.take()
             before, recipe = stored.get(place), recipe_of(named(layers[place]))
@@ -218,7 +202,7 @@ class Maker:
         if names:
             own = await variables_store.own_values(connection, self._vault, nodes.keys(), names)
         found: dict[UUID, list[InForce]] = {}
-        breath = _Breath()
+        breath = Breath()
         for tenant_id, line in lines.items():
             await breath.take()
             found[tenant_id] = _filled(line, assigned, own)

@@ -71,7 +71,7 @@ def fold(layers: Sequence[InForce]) -> Made:
     """What layers make, the root's first."""
     found = folded(layers)
     try:
-        return Made(_values(found), together(layers))
+        return Made(_values(found), together(layers, found))
     except DomainError:
         return Made(_values(found))
 

@@ -25,6 +25,7 @@ from services.policy.authoring.filling import OwnValues
 from services.policy.authoring.layering import Own, own_of
 from services.policy.authoring.secret_values import complete, restore
 from services.policy.authoring.templates import NO_VALUES, Values, references
+from services.policy.breath import Breath
 from services.policy.editions.making import level_of
 from services.policy.layers.below import Below, below
 from services.policy.layers.merging import Merging, Source
@@ -220,7 +221,9 @@ class Simulations:
             places = await self._places(connection, org_ids, looking.candidates)
             standings = await stamps_store.standings(connection, org_ids)
             own = {device_id for place in places.values() for device_id in place.own}
+            breath = Breath()
             async for alike in store.alike(connection, org_ids, own):
+                await breath.take()
                 place = places[alike.tenant_id]
                 targets = place.targets(
                     alike.group_ids if alike.own is None else (*alike.group_ids, alike.own)
@@ -299,7 +302,9 @@ class Simulations:
 
         values = {tenant_id: some.values for tenant_id, some in own.items()}
         places: dict[UUID, Place] = {}
+        breath = Breath()
         for tenant_id, line in lines.items():
+            await breath.take()
             under = _under(line, own) if names else {}
             bound = bound_then = found.bound.get(tenant_id, {})
             gates = gates_then = found.gates.get(tenant_id, {})
