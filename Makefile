@@ -6,7 +6,7 @@ SIDE_BY_SIDE := -n3 --dist=loadfile --no-loadscope-reorder
 # Tests start thousands of processes: each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test test-servers test-long test-compose test-fips bench chaos lint style types compiled gen lock clean
+.PHONY: help run test test-servers test-long test-compose test-fips bench chaos lint style types compiled programs gen lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,10 @@ types: .venv/.installed
 # Reads and compiles the tests: done once here, the workers need not do it at the same time.
 compiled: .venv/.installed
 	@said=$$(EVERGREEN_TEST_SERVERS=1 $(BIN)/python -m pytest --collect-only -qq) || { echo "$$said"; exit 1; }
+
+# What `make test-servers` would otherwise install while it runs.
+programs: .venv/.installed
+	@$(BIN)/python -m tests.support.debian
 
 gen: .venv/.installed ## Make again what comes from protos/ and libs/contract: code, documents, parts of the chart
 	@exec $(BIN)/python -m tools.gen

@@ -30,8 +30,6 @@ _ARGUMENTS: Final = (
     # The CA of a test's installation is known to nobody.
     "--ignore-certificate-errors",
 )
-PROGRAMS: Final = {"chromium": "chromium", "chromedriver": "chromium-driver"}
-"""The programs that it takes, and their packages in Debian."""
 
 
 class StaleError(AssertionError):

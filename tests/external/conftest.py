@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.external import browser as chromium
-from tests.external import debian
 from tests.external.browser import Browser
+from tests.support import debian
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,7 +27,7 @@ OpenBrowser = Callable[..., AbstractContextManager[Browser]]
 @pytest.fixture
 def open_browser(tmp_path: Path) -> OpenBrowser:
     """Opens a browser: `with open_browser(language="de", javascript=False) as browser:`."""
-    debian.require(chromium.PROGRAMS)
+    debian.require("chromium", "chromedriver")
     return partial(chromium.browser, tmp_path)
 
 

@@ -6,8 +6,8 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ import pytest
 
 from deploy.certificates import now
 from deploy.launcher import tls
+from tests.support import debian
 from tests.support.stack import PATIENCE, free_port, until
 
 _PACKAGES: Final = (
@@ -143,23 +144,16 @@ def _unpacked(cache: Path) -> Path:
     root = cache / "root"
     if (root / "usr/sbin/slapd").exists():
         return root
-    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        pytest.skip("needs slapd; install it, or run this on Debian")
     packages = cache / "packages"
     packages.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() == 0:
-        _fetch(["apt-get", "update", "-q"], packages)
     for package in _PACKAGES:
-        _fetch(["apt-get", "download", "-q", package], packages)
+        with suppress(debian.NotInstalledError):
+            debian.download([package], packages)
     for file in sorted(packages.glob("*.deb")):
         subprocess.run(["dpkg", "-x", file, root], check=True, capture_output=True, timeout=120)
     if not (root / "usr/sbin/slapd").exists():
         pytest.skip("slapd could not be downloaded")
     return root
-
-
-def _fetch(command: Sequence[str], where: Path) -> None:
-    subprocess.run(command, cwd=where, check=False, capture_output=True, timeout=300)
 
 
 def _run(root: Path, command: list[str], **more: str) -> None:

@@ -20,12 +20,11 @@ from deploy.launcher import tls
 from deploy.launcher.home import password
 from deploy.launcher.postgres import MIGRATOR_SECRET
 from deploy.postgres import roles
-from tests.external import debian
+from tests.support import debian
 from tests.support.documented import read
 from tests.support.servers import Servers, TestDatabase
 from tests.support.stack import PATIENCE, free_port, until
 
-PROGRAMS: Final = {"pgbouncer": "pgbouncer"}
 HOST: Final = "postgres.school.example"
 """What stands for PostgreSQL's host in the document."""
 
@@ -45,7 +44,7 @@ class Pooler:
 
 def require() -> None:
     """Installs PgBouncer, or skips the test."""
-    debian.require(PROGRAMS)
+    debian.require("pgbouncer")
 
 
 def documented() -> configparser.RawConfigParser:

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.external import debian
+from tests.support import debian
 from tests.support.stack import PATIENCE, children, until
 
 _UNITS: Final = Path("/usr/lib/systemd/system")
@@ -78,7 +78,7 @@ class Machine:
 @contextmanager
 def machine(directory: Path) -> Iterator[Machine]:
     """Starts it; skips the test where that cannot be."""
-    debian.require({"systemctl": "systemd", "unshare": "util-linux", "nsenter": "util-linux"})
+    debian.require("systemctl", "unshare", "nsenter")
     if os.geteuid() != 0:
         pytest.skip("needs root, for name spaces")
     units = directory / "units"

@@ -22,7 +22,7 @@ from servicekit.security import approved_stream, mode, nkey
 from servicekit.security.passwords import hash_password, verify_password
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer
-from tests.external import debian, fips_root
+from tests.support import debian, fips_root
 
 pytestmark = [
     pytest.mark.skipif(
@@ -52,7 +52,7 @@ class Installation(fips_root.Debian):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    debian.require({"debootstrap": "debootstrap"})
+    debian.require(debootstrap="debootstrap")
     with fips_root.directory(tmp_path_factory) as root:
         found = Installation(root)
         fips_root.install(found)

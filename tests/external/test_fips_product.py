@@ -24,8 +24,8 @@ from bench.cpu import below, processes
 from deploy.postgres import roles
 from servicekit.security import mode
 from tests.e2e.world import make_org, ok
-from tests.external import debian, fips_postgresql, fips_root, libcrypto_calls, tls_scan
 from tests.external.fips_product import Product, is_python, libcryptos, mapped, running
+from tests.support import debian, fips_postgresql, fips_root, libcrypto_calls, tls_scan
 from tests.support.stack import PATIENCE, free_port, until
 
 pytestmark = [
@@ -60,7 +60,7 @@ _LIBCRYPTO: Final = "usr/lib/x86_64-linux-gnu/libcrypto.so.3"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fips_root.Debian]:
-    debian.require({"debootstrap": "debootstrap", "nm": "binutils"})
+    debian.require(debootstrap="debootstrap", nm="binutils")
     with fips_root.directory(tmp_path_factory) as root:
         found = fips_root.Debian(root)
         fips_root.install(found)

@@ -25,15 +25,13 @@ from cryptography import x509
 
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.world import make_org
-from tests.external import debian
+from tests.support import debian
 from tests.support import stack as test_stack
 from tests.support.doctor import by_status
 from tests.support.documented import Commands
 from tests.support.stack import PATIENCE, Stack, free_port, until
 
 OLD, NEW = "evergreen.school.example", "mdm.district.example"
-PROGRAMS = {"pebble": "pebble", "pebble-challtestsrv": "pebble", "certbot": "certbot",
-            "tinyproxy": "tinyproxy"}  # fmt: skip
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -221,7 +219,7 @@ def documented(port: int) -> tuple[dict[str, str], list[list[str]]]:
 @pytest.mark.timeout(900)
 def test_an_installation_moves_to_another_name(tmp_path: Path) -> None:
     """No device is lost: both names work meanwhile; who calls by the old one is seen."""
-    debian.require(PROGRAMS)
+    debian.require("pebble", "pebble-challtestsrv", "certbot", "tinyproxy")
     home, given = tmp_path / "home", tmp_path / "tls"
     acme = Acme(tmp_path)
     port = free_port()

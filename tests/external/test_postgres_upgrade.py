@@ -16,14 +16,14 @@ import pytest
 from tests.e2e.test_audit_cli import evergreen
 from tests.e2e.test_backup import changed, checkpoint, patiently, rows
 from tests.e2e.world import make_org, ok
-from tests.external import debian
 from tests.fakes.agent.agent import Agent, CallError
+from tests.support import debian
 from tests.support import stack as test_stack
+from tests.support.debian import OLDER_POSTGRES
 from tests.support.documented import Commands
 from tests.support.paths import ROOT
 from tests.support.stack import PATIENCE, Stack, until
 
-PACKAGES = Path("/usr/lib/postgresql")
 OLDER = """
 import deploy.launcher.postgres as server
 from pathlib import Path
@@ -36,15 +36,15 @@ RUNS = "from cli.entry import main; main()"
 @pytest.fixture(scope="module")
 def major() -> int:
     """An older PostgreSQL that is installed, or can be."""
-    there = [n for n in (17, 16, 15, 14) if (PACKAGES / str(n) / "bin" / "postgres").exists()]
+    there = [n for n in (17, 16, 15, 14) if (OLDER_POSTGRES / f"{n}/bin/postgres").exists()]
     if not there:
-        debian.require({str(PACKAGES / "15/bin/postgres"): "postgresql-15"})
+        debian.require(f"{OLDER_POSTGRES}/15/bin/postgres")
         there = [15]
     return there[0]
 
 
 def older(major: int) -> str:
-    return OLDER.format(directory=PACKAGES / str(major), major=major)
+    return OLDER.format(directory=OLDER_POSTGRES / str(major), major=major)
 
 
 def upgrade(home: Path, cut: str = "", *words: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import pytest
 from cli.backup.stores.address import open_store
 from cli.backup.stores.store import Access, StoreError, name_of
 from tests.cli.backup.test_stores import AT, OTHER, TAG, keeps_what_it_is_given
-from tests.external import debian
+from tests.support import debian
 from tests.support.stack import PATIENCE, free_port, until
 
 CONFIG = """
@@ -52,7 +52,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    debian.require({"sshd": "openssh-server", "sftp": "openssh-client"})
+    debian.require("sshd", "sftp")
     found = Server(tmp_path_factory.mktemp("sftp"), free_port())
     directory = found.directory
     for name in ("host", "user key"):

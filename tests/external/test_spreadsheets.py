@@ -8,7 +8,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from tests.e2e.world import make_org
-from tests.external import debian
+from tests.support import debian
 from tests.support.stack import PATIENCE, Stack, until
 
 _FORMULAS: Final = ("=1+1", "@SUM(1)", "\uff1d1+1", 'x;=1+1;"=1+1', "x\n=1+1", "+1|=1+1")
@@ -54,7 +54,7 @@ def test_files_open_in_a_spreadsheet(stack: Stack, tmp_path: Path) -> None:
 
     With the comma, and with the semicolon that other countries have.
     """
-    debian.require({"soffice": "libreoffice-calc-nogui"})
+    debian.require("soffice")
     with stack.first_owner() as root:
         org = make_org(stack, root, "École Žižka")
         agent = org.device()

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from tests.external import debian, systemd
 from tests.external.systemd import Machine
+from tests.support import debian, systemd
 from tests.support.documented import Commands
 from tests.support.paths import ROOT
 from tests.support.stack import PATIENCE, free_port, until
@@ -177,7 +177,7 @@ def test_a_home_that_runs_already_is_not_taken(machine: Machine, state: Path) ->
 
 def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
     """With names that need quotes, below port 1024; and it is confined."""
-    debian.require({"systemd-analyze": "systemd"})
+    debian.require("systemd-analyze")
     home, settings = tmp_path / 'a "home" 100%', tmp_path / "env"
     home.mkdir()
     settings.write_text("EVERGREEN_PORT=443\nEVERGREEN_BACKUP_TARGET=/mnt/backup disk\n")

@@ -8,19 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.external import debian
+from tests.support import debian
 from tests.support.stack import PATIENCE, until
-
-PROGRAMS: Final = {
-    "swtpm": "swtpm",
-    "swtpm_setup": "swtpm-tools",
-    "tpm2_createek": "tpm2-tools",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class SoftwareTpm:
 @contextmanager
 def running(folder: Path, banks: str = "sha1,sha256") -> Iterator[SoftwareTpm]:
     """Makes a TPM and starts it, until the block ends. Skips the test without swtpm."""
-    debian.require(PROGRAMS)
+    debian.require("swtpm", "swtpm_setup", "tpm2_createek")
     for name in ("ca", "state"):
         (folder / name).mkdir(parents=True)
     ca = folder / "ca"

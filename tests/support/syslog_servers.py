@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import debian
 from tests.support.stack import free_port
 
 _PACKAGES = (
@@ -29,18 +29,11 @@ def unpacked(directory: Path) -> Path:
     root = directory / "root"
     if root.is_dir():
         return root
-    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        pytest.skip("needs Debian's packages of rsyslog and syslog-ng")
     directory.mkdir(parents=True, exist_ok=True)
-    commands = [["apt-get", "download", "-q", *_PACKAGES]]
-    if os.geteuid() == 0:
-        commands.insert(0, ["apt-get", "update", "-q"])
-    for command in commands:
-        done = subprocess.run(
-            command, cwd=directory, capture_output=True, text=True, check=False, timeout=300
-        )
-        if done.returncode != 0:
-            pytest.skip(f"{' '.join(command[:2])} failed: {done.stderr.strip().splitlines()[-1:]}")
+    try:
+        debian.download(_PACKAGES, directory)
+    except debian.NotInstalledError as error:
+        pytest.skip(str(error))
     root.mkdir()
     for package in directory.glob("*.deb"):
         subprocess.run(["dpkg", "-x", package, root], check=True)
