@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import time
 from datetime import timedelta
+from typing import Final
 
 from servicekit.ids import now
 from servicekit.security import totp
 
-_LATE_SECONDS = 18
-"""So far into a half minute, the code of the one before may be too old when it arrives."""
+_AHEAD: Final = timedelta(seconds=12)
+"""So much the app's clock is ahead: so long at least the code before the one it shows is taken."""
 
 
 class App:
@@ -20,7 +21,8 @@ class App:
         self.key = base64.b32decode(secret.replace(" ", ""))
 
     def code(self, steps: int = 0) -> str:
-        """What it shows, so many half minutes from now; an earlier one is given early enough."""
-        if steps < 0 and (late := time.time() % totp.STEP_SECONDS) > _LATE_SECONDS:
-            time.sleep(totp.STEP_SECONDS - late)
-        return totp.code_at(self.key, now() + timedelta(seconds=totp.STEP_SECONDS * steps))
+        """What it shows, so many half minutes from now; the next one is given when it is taken."""
+        at = now() + _AHEAD + timedelta(seconds=totp.STEP_SECONDS * steps)
+        if totp.step_of(at) == totp.step_of(now()) + 2:
+            time.sleep(totp.STEP_SECONDS - time.time() % totp.STEP_SECONDS)
+        return totp.code_at(self.key, at)
