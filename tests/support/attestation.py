@@ -191,7 +191,9 @@ async def world(
     ):
         await serve(kit, build)
         await until_ready(channel)
-        transport = httpx.AsyncHTTPTransport(uds=kit.settings.http_listen.removeprefix("unix:"))
+        transport = httpx.AsyncHTTPTransport(
+            uds=kit.settings.http_listen.removeprefix("unix:"), verify=False
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
             service = World(
                 kit=kit,

@@ -308,6 +308,7 @@ async def running(
             transport=httpx.AsyncHTTPTransport(
                 uds=kit.settings.http_listen.removeprefix("unix:"),
                 limits=httpx.Limits(max_connections=64),
+                verify=False,
             ),
             base_url="http://enrollment",
             timeout=60,

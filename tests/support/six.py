@@ -292,7 +292,7 @@ async def running(
             agents[context] = await cleanup.enter_async_context(
                 httpx.AsyncClient(
                     transport=httpx.AsyncHTTPTransport(
-                        uds=kit.settings.http_listen.removeprefix("unix:")
+                        uds=kit.settings.http_listen.removeprefix("unix:"), verify=False
                     ),
                     base_url=f"http://{context}",
                     timeout=60,

@@ -371,7 +371,7 @@ async def running(
         channel = open_channel(kit.settings.grpc_listen, "test")
         path = kit.settings.http_listen.removeprefix("unix:")
         async with httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=path), base_url="http://telemetry"
+            transport=httpx.AsyncHTTPTransport(uds=path, verify=False), base_url="http://telemetry"
         ) as http:
             await until_ready(channel)
             yield World(
