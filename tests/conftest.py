@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ settings.register_profile(
 settings.register_profile("long", max_examples=1_000, deadline=None, suppress_health_check=SLOW)
 settings.load_profile("long" if LONG else "short")
 
+_NEW_OBJECTS = 20_000
+"""More of them than have gone again, and the collector looks at them, as in the services."""
+
 # A tree of commands stays the same; to make it takes a third of a second.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 
@@ -55,6 +59,18 @@ def pytest_configure() -> None:
     """
     if memory := in_memory():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spares the garbage collector what stays: all that the tests load, and the tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
