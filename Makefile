@@ -71,9 +71,9 @@ types: .venv/.installed
 compiled: .venv/.installed
 	@said=$$(EVERGREEN_TEST_SERVERS=1 $(BIN)/python -m pytest --collect-only -qq) || { echo "$$said"; exit 1; }
 
-# What `make test-servers` would otherwise install while it runs.
-programs: .venv/.installed
-	@$(BIN)/python -m tests.support.debian
+# What `make test-servers` would otherwise install while it runs; it takes no package of .venv.
+programs:
+	@python3 -m tests.support.debian
 
 gen: .venv/.installed ## Make again what comes from protos/ and libs/contract: code, documents, parts of the chart
 	@exec $(BIN)/python -m tools.gen

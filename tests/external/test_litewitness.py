@@ -21,9 +21,15 @@ from evergreen.v1 import audit_pb2 as pb
 from services.audit.tree import witnesses
 from tests.support import callers
 from tests.support.audit import Audit, StartAudit, event, start_audit
+from tests.support.paths import LONG
 from tests.support.stack import free_port
 
 __all__ = ["start_audit"]
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not LONG, reason="a minute to compile it: `make test-long` runs it"),
+]
 
 VERSION = "v0.6.1"
 NAME = "witness.example/torchwood"

@@ -1,6 +1,6 @@
 """Programs out of Debian's packages, installed when they are missing and this is possible.
 
-`python -m tests.support.debian` installs all of them at once.
+`python3 -m tests.support.debian` installs all of them at once, and takes no packages of Python.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-
-import pytest
 
 OLDER_POSTGRES: Final = Path("/usr/lib/postgresql")
 """Where the packages of PostgreSQL have a folder for each major version."""
@@ -58,6 +56,8 @@ def require(*programs: str, **others: str) -> None:
         programs: their names.
         others: the packages of those that `make test-servers` does not take, by their names.
     """
+    import pytest  # noqa: PLC0415 - this module runs while pytest is being installed
+
     packages = {name: _PACKAGES[name] for name in programs} | others
     try:
         _install(packages)
