@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.contexts import CONTEXTS
@@ -139,6 +139,13 @@ class ServiceSettings(_Targets):
         description="Calls in flight, from outside and from other services each; further ones are"
         " refused with a delay.",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_file(cls, given: object, info: ValidationInfo) -> object:
+        # As Compose sets what is not set; a path of nothing would be the working directory.
+        field = cls.model_fields[info.field_name or ""]
+        return None if given == "" and field.annotation == Path | None else given
 
     @model_validator(mode="after")
     def _is_inside_the_walls(self) -> Self:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from servicekit.keys.settings import KeySettings
 from servicekit.outgoing.addresses import Rules, read_allowed, read_denied
@@ -155,12 +155,6 @@ class IdentitySettings(KeySettings):
         description="The time zone of times in mails where an organisation says none (IANA, as"
         " Europe/Berlin).",
     )
-
-    @field_validator("smtp_password_file", "smtp_ca_file", mode="before")
-    @classmethod
-    def _no_file(cls, given: object) -> object:
-        # As Compose sets what is not set.
-        return None if given == "" else given
 
     @model_validator(mode="after")
     def _says_how_mails_go(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import stat
@@ -61,6 +62,16 @@ def test_every_container_is_confined(compose: Any) -> None:
             assert service["user"] == "10001:10001", name
         assert ":latest" not in service["image"]
         assert ":" in service["image"]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_nothing_has_to_be_set(compose: Any, monkeypatch: pytest.MonkeyPatch, context: str) -> None:
+    """What Compose tells a service where `.env` says nothing is taken, and names no file."""
+    for name, value in compose["services"][context]["environment"].items():
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
+    module = importlib.import_module(f"services.{context}.settings")
+    settings = getattr(module, f"{context.capitalize()}Settings")()
+    assert Path() not in settings.model_dump().values()
 
 
 def test_certificates_are_renewed_without_anybody(compose: Any) -> None:
