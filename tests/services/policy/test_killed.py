@@ -154,6 +154,7 @@ class Schools:
             restricted = await self.fetchval(_RESTRICTED)
             assert restricted * 100 <= _SHARE * _LAPTOPS
             self.most_restricted = max(self.most_restricted, restricted)
+            await asyncio.sleep(0.1)
 
     async def pull(self, laptop: Laptop) -> None:
         try:
@@ -178,7 +179,7 @@ class Schools:
         try:
             async with asyncio.timeout(2 * PATIENCE):
                 while not await check():
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.1)
         except TimeoutError:
             seen = [(one.org, one.has, one.homepage, one.channel) for one in self.laptops]
             raise AssertionError(f"{what}: {seen}") from None

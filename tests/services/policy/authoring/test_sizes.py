@@ -74,9 +74,10 @@ def test_a_layer_below_has_the_same_room_whatever_the_secrets_above() -> None:
 
     def with_secrets(*lengths: int, own: int = 10) -> Callable[[int], object]:
         above = [
-            _layer(level, tenant, {"network": {"wifi": [_wifi(level.value, "s" * length)]}})
-            for level, tenant, length in zip(
-                (Level.ROOT, Level.RESELLER), (ROOT, RESELLER), lengths, strict=True
+            # One of them takes six bytes in a document.
+            _layer(level, tenant, {"network": {"wifi": [_wifi(level.value, letter * length)]}})
+            for level, tenant, letter, length in zip(
+                (Level.ROOT, Level.RESELLER), (ROOT, RESELLER), "<s", lengths, strict=True
             )
         ]
 

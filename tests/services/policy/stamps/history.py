@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from random import Random
 from typing import Any, Final
@@ -26,6 +27,7 @@ from services.policy.restore import Known
 from services.policy.stamps.domain import bucket
 from tests.support import callers
 from tests.support.neighbours import FakeAttestation
+from tests.support.patient import patiently
 from tests.support.policy import Admin, Device, FakeRegistry, verified
 from tests.support.refusals import refused_with
 from tests.support.stack import PATIENCE
@@ -558,7 +560,8 @@ class History:
             "SELECT last_version FROM policy.version_counters WHERE tenant_id = $1", self.org
         )
         named = self.random.randint(1, last + 2)
-        answer = await self.random.choice(laptop.old_calls).pull(str(named))
+        call = self.random.choice(laptop.old_calls)
+        answer = await patiently(lambda: call.pull(str(named)))
         if answer.status_code == httpx.codes.NOT_MODIFIED:
             return
         assert answer.status_code == httpx.codes.OK, answer.text
@@ -574,7 +577,8 @@ class History:
     async def answered(self, laptop: Laptop, *, lost: bool = False) -> bool:
         """Whether a device got something, which has to be right."""
         before = await self.expected(laptop)
-        answer = await self.random.choice(laptop.calls).pull(str(laptop.has or ""))
+        call = self.random.choice(laptop.calls)
+        answer = await patiently(lambda: call.pull(str(laptop.has or "")))
         if answer.status_code == httpx.codes.NOT_MODIFIED:
             return False
         assert answer.status_code == httpx.codes.OK, answer.text
@@ -700,7 +704,8 @@ class History:
                 await asyncio.sleep(2 * LAG)
         for laptop in self.laptops:
             for call in laptop.calls:
-                assert (await call.pull(str(laptop.has))).status_code == httpx.codes.NOT_MODIFIED
+                answer = await patiently(partial(call.pull, str(laptop.has)))
+                assert answer.status_code == httpx.codes.NOT_MODIFIED
 
     async def have_all(self, *, at_last: bool) -> bool:
         for laptop in self.laptops:

@@ -23,7 +23,6 @@ import pytest
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from servicekit.feeds import changes, feed
-from servicekit.rpc.channels import open_channel
 from services.policy.__main__ import build
 from services.policy.delivery import service as delivery_service
 from services.policy.delivery import tokens as delivery_tokens
@@ -34,6 +33,7 @@ from services.policy.stamps import service as stamps_service
 from tests.conftest import MakeKit, ServeService, tenant
 from tests.services.policy.stamps.history import LAG, History, Laptop
 from tests.support.paths import LONG
+from tests.support.patient import patient_channel
 from tests.support.policy import RESELLER, TOKEN_LIFE, TREE, Device, neighbours
 from tests.support.servers import TestDatabase
 from tests.support.stack import PATIENCE
@@ -95,7 +95,7 @@ async def test_numbers_stand_for_one_content_in_any_history(
         }
         kits.append(await make_kit("policy", PolicySettings, tenants=[*TREE, *orgs], **settings))
         await serve(kits[1], build)
-        channels = tuple(open_channel(kit.settings.grpc_listen, "test") for kit in kits)
+        channels = tuple(patient_channel(kit.settings.grpc_listen) for kit in kits)
         async with asyncio.timeout(PATIENCE):
             for kit, channel in zip(kits, channels, strict=True):
                 probe = Device(kit, channel, uuid4(), orgs[0].id)
