@@ -18,8 +18,9 @@ for name in cryptography grpcio; do
     for found in "$name-$version"-*.whl; do
         [ ! -e "$found" ] || continue 2
     done
-    # -g0: debugging information makes half of the work, and is not kept.
-    CFLAGS=-g0 GRPC_PYTHON_BUILD_SYSTEM_OPENSSL=1 GRPC_PYTHON_BUILD_SYSTEM_ZLIB=1 \
+    # -g0: debugging information makes half of the work, and is not kept. CFLAGS would take the place
+    # of -O2, and reach C alone.
+    CPPFLAGS=-g0 GRPC_PYTHON_BUILD_SYSTEM_OPENSSL=1 GRPC_PYTHON_BUILD_SYSTEM_ZLIB=1 \
         GRPC_PYTHON_BUILD_EXT_COMPILER_JOBS="$(nproc)" \
         "$work/tools/bin/pip" wheel --no-cache-dir --no-deps --no-binary "$name" --require-hashes \
         --wheel-dir "$work/made" --requirement "$work/$name.txt"

@@ -21,6 +21,9 @@ import pytest
 _TRACING: Final = Path("/sys/kernel/tracing")
 _GROUP: Final = "evergreen_libcrypto"
 _NAMES: Final = "evergreen_names"
+_RECORD: Final = _TRACING / "instances/evergreen"
+"""What is fetched is recorded apart: the many calls that are only counted would write over it."""
+_RECORD_KIB: Final = 16_384
 _FETCHES: Final = (
     "EVP_ASYM_CIPHER_fetch",
     "EVP_CIPHER_fetch",
@@ -84,12 +87,16 @@ def counted(library: Path) -> Iterator[Calls]:
                 " ret=$retval",
             )
         )
-        (_TRACING / "trace").write_text("")
-        for group in (_GROUP, _NAMES):
-            (_TRACING / f"events/{group}/enable").write_text("1")
+        _RECORD.mkdir()
+        (_RECORD / "buffer_size_kb").write_text(str(_RECORD_KIB))
+        enabled = (_TRACING / f"events/{_GROUP}/enable", _RECORD / f"events/{_NAMES}/enable")
+        for enable in enabled:
+            enable.write_text("1")
         yield calls
-        for group in (_GROUP, _NAMES):
-            (_TRACING / f"events/{group}/enable").write_text("0")
+        for enable in enabled:
+            enable.write_text("0")
+        for statistics in _RECORD.glob("per_cpu/cpu*/stats"):
+            assert "\noverrun: 0\n" in statistics.read_text(), "more was fetched than is recorded"
         _read(calls, set(functions))
     finally:
         _clear()
@@ -130,10 +137,11 @@ def _define(lines: Iterator[str] | list[str]) -> None:
 
 
 def _clear() -> None:
-    for group in (_GROUP, _NAMES):
-        enable = _TRACING / f"events/{group}/enable"
-        if enable.exists():
-            enable.write_text("0")
+    if _RECORD.exists():
+        _RECORD.rmdir()
+    enable = _TRACING / f"events/{_GROUP}/enable"
+    if enable.exists():
+        enable.write_text("0")
     names = re.findall(
         rf"^[pr]\d*:((?:{_GROUP}|{_NAMES})/\w+)", (_TRACING / "uprobe_events").read_text(), re.M
     )
@@ -146,7 +154,7 @@ def _read(calls: Calls, known: set[str]) -> None:
         if name in known and int(hits) and not name.endswith("_answer"):
             calls.functions[name] = max(calls.functions[name], int(hits))
     asked: dict[str, tuple[str, str]] = {}
-    for thread, event, name, returned in _ASKED.findall((_TRACING / "trace").read_text()):
+    for thread, event, name, returned in _ASKED.findall((_RECORD / "trace").read_text()):
         if event.endswith("_fetch"):
             asked[thread] = event, name
         elif thread in asked:
