@@ -190,10 +190,11 @@ async def _repair_keys(connection: Connection, known: Known) -> None:
         return
     if await connection.fetchval("SELECT to_regclass('policy.key_log_restore') NOTNULL"):
         # What was entered in the log since the backup is lost; the next start says so in it.
+        # By what the service's own role may do, which changes no such row.
+        await connection.execute("DELETE FROM policy.key_log_restore")
         await connection.execute(
             "INSERT INTO policy.key_log_restore (lost_sequence, lost_digest) VALUES ($1, $2)"
-            " ON CONFLICT (only_row) DO UPDATE SET lost_sequence = excluded.lost_sequence,"
-            " lost_digest = excluded.lost_digest",
+            " ON CONFLICT (only_row) DO NOTHING",
             known.log_end[0],
             bytes.fromhex(known.log_end[1]) or None,
         )
