@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from cli.errors import CliError
+from cli.tables import counted
 
 Yes: TypeAlias = Annotated[
     bool, typer.Option("--yes", help="Do not ask; needs --expect where a number is asked for.")
@@ -38,7 +39,7 @@ def confirmed(what: str, count: int, *, yes: bool, expect: int | None, dry_run: 
         typer.echo(f"Nothing was changed. The number to confirm is {count}.")
         return False
     if expect is not None and expect != count:
-        raise CliError(f"it touches {count} objects, not {expect}; nothing was changed")
+        raise CliError(f"it touches {counted(count, 'object')}, not {expect}; nothing was changed")
     if yes and expect is None:
         raise CliError(f"--yes needs --expect {count} here; nothing was changed")
     if not yes:

@@ -11,10 +11,10 @@ import typer
 from cli.confirm import DryRun, Expect, confirmed
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Below, Org, codes_of, group_of, org_id, tenant_id
+from cli.places import ALL, Below, Org, codes_of, group_of, org_id, serials_of, tenant_id
 from cli.policies import found_policy
 from cli.session import session
-from cli.tables import moment, show_list
+from cli.tables import counted, moment, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -50,7 +50,7 @@ _GATE_COLUMNS: Final = (
     "HELD",
     "CHANGED (UTC)",
 )
-_COLUMNS: Final = ("DEVICE", "VERDICT", "ATTESTED (UTC)", "ENROLLED (UTC)")
+_COLUMNS: Final = ("SERIAL", "VERDICT", "ATTESTED (UTC)", "ENROLLED (UTC)", "ID")
 
 
 @app.command("list")
@@ -97,7 +97,7 @@ def show(
         if as_json:
             typer.echo(json.dumps(found, ensure_ascii=False))
         else:
-            _tell(found)
+            _tell(api, found)
 
 
 @app.command()
@@ -115,12 +115,13 @@ def preview(
 ) -> None:
     """List the devices that fall short, or would of another demand."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        asked = _asked(api, org, group, at_least, grace_hours)
-        counted = api.get(f"{_PATH}/preview", **asked, pageSize="1")
+        asked = _query(_asked(api, org, group, at_least, grace_hours))
+        counts = api.get(f"{_PATH}/preview", **asked, pageSize="1")
         found = list(api.pages(f"{_PATH}/preview", "devices", ALL, **asked))
-        show_list(found, _COLUMNS, _row, as_json=as_json)
+        serials = {} if as_json else serials_of(api, [one["deviceId"] for one in found])
+        show_list(found, _COLUMNS, lambda one: _row(one, serials), as_json=as_json)
         if not as_json:
-            _tell_counts(counted)
+            _tell_counts(counts)
 
 
 @app.command()
@@ -153,19 +154,18 @@ def enforce(
     It also ends the hold of a gate.
     """
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        counted = api.get(
-            f"{_PATH}/preview", **_asked(api, org, group, at_least, grace_hours), pageSize="1"
-        )
-        _tell_counts(counted)
-        count = int(counted["fallingShort"])
+        asked = _query(_asked(api, org, group, at_least, grace_hours))
+        counts = api.get(f"{_PATH}/preview", **asked, pageSize="1")
+        _tell_counts(counts)
+        count = int(counts["fallingShort"])
         if not confirmed(
             "give them the other policy", count, yes=yes, expect=expect, dry_run=dry_run
         ):
             return
         body: dict[str, Any] = {
             "mode": "ENFORCE",
-            "atLeast": counted["atLeast"],
-            "graceHours": counted["graceHours"],
+            "atLeast": counts["atLeast"],
+            "graceHours": counts["graceHours"],
             "expectedDevices": count,
             **_target(api, org, group),
         }
@@ -173,7 +173,7 @@ def enforce(
             body["otherwisePolicyId"] = found_policy(api, org, otherwise)["id"]
         if max_percent is not None:
             body["maxPercent"] = max_percent
-        _tell(api.patch(_PATH, body))
+        _tell(api, api.patch(_PATH, body))
 
 
 @app.command()
@@ -191,7 +191,7 @@ def observe(
     """Only show which devices fall short; those with the other policy get their own one back."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         asked = _asked(api, org, group, at_least, grace_hours)
-        _tell(api.patch(_PATH, {"mode": "OBSERVE", **asked}))
+        _tell(api, api.patch(_PATH, {"mode": "OBSERVE", **asked}))
 
 
 @app.command()
@@ -206,7 +206,7 @@ def off(
 ) -> None:
     """Ask for nothing; devices with the other policy get their own one back."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        _tell(api.patch(_PATH, {"mode": "OFF", **_target(api, org, group)}))
+        _tell(api, api.patch(_PATH, {"mode": "OFF", **_target(api, org, group)}))
 
 
 def _target(api: Api, org: str, group: str) -> dict[str, Any]:
@@ -229,24 +229,32 @@ def _asked(
     return asked
 
 
-def _tell(found: Any) -> None:
-    typer.echo(f"{found['mode']}: at least {found['atLeast']}, {found['graceHours']} hours")
+def _query(asked: dict[str, Any]) -> dict[str, str]:
+    """What is asked as query parameters; also 0 hours are given."""
+    return {name: str(value) for name, value in asked.items()}
+
+
+def _tell(api: Api, found: Any) -> None:
+    grace = counted(found["graceHours"], "hour")
+    typer.echo(f"{found['mode']}: at least {found['atLeast']}, {grace} to send evidence")
     if found["mode"] == "ENFORCE":
+        name = api.get(f"/api/policies/{found['otherwisePolicyId']}")["name"]
         typer.echo(
-            f"otherwise policy {found['otherwisePolicyId']} v{found['otherwiseVersion']},"
+            f"otherwise {name} v{found['otherwiseVersion']},"
             f" for at most {found['maxPercent']} % of the devices"
         )
-        typer.echo(f"{found['restrictedDevices']} devices have it, or get it by their next polls")
+        restricted = counted(found["restrictedDevices"], "device")
+        typer.echo(f"{restricted} restricted: they have it, or get it by their next polls")
     if found["held"]:
         typer.echo(
             f"held: {found['held']}; no more devices get it until you enforce the gate again"
         )
 
 
-def _tell_counts(counted: Any) -> None:
+def _tell_counts(counts: Any) -> None:
     typer.echo(
-        f"{counted['fallingShort']} of {counted['devicesInUse']} devices in use fall short of"
-        f" {counted['atLeast']}, {counted['inGrace']} still have time"
+        f"{counts['fallingShort']} of {counts['devicesInUse']} devices in use fall short of"
+        f" {counts['atLeast']}, {counts['inGrace']} still have time"
     )
 
 
@@ -264,10 +272,11 @@ def _gate_row(found: Any, codes: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def _row(found: Any) -> tuple[str, ...]:
+def _row(found: Any, serials: Mapping[str, str]) -> tuple[str, ...]:
     return (
-        found["deviceId"],
+        serials.get(found["deviceId"], "-"),
         found["verdict"],
         moment(found.get("attestedAt")),
         moment(found.get("enrolledAt")),
+        found["deviceId"],
     )

@@ -51,6 +51,7 @@ def test_a_gate_is_previewed_enforced_and_ended(stack: Stack, root: httpx.Client
     until(lambda: "FAILED" in run(stack, org, *ask), PATIENCE, "no verdict is known")
     said = run(stack, org, *ask)
     assert "1 of 1 devices in use fall short of KNOWN_TPM, 0 still have time" in said
+    assert agent.hardware.serial in said
     (line,) = run(stack, org, *ask, "--json").splitlines()
     assert json.loads(line)["deviceId"] == agent.device_id
     enforce = ("gates", "enforce", "--otherwise", "Quarantine", "--at-least", "KNOWN_TPM")
@@ -58,7 +59,7 @@ def test_a_gate_is_previewed_enforced_and_ended(stack: Stack, root: httpx.Client
     assert "number to confirm is 1" in run(stack, org, *enforce, *share, "--dry-run")
     for wrong, text in (
         (("--yes", *share), "--yes needs --expect 1"),
-        (("--yes", "--expect", "2", *share), "touches 1 objects, not 2"),
+        (("--yes", "--expect", "2", *share), "touches 1 object, not 2"),
         (("--yes", "--expect", "1"), "maxPercent: is required"),
         (("--yes", "--expect", "1", "--max-percent", "99"), "more than 99 percent"),
         (("--yes", "--expect", "1", *share, "--group", "none"), "no group has the alias none"),
@@ -66,8 +67,9 @@ def test_a_gate_is_previewed_enforced_and_ended(stack: Stack, root: httpx.Client
         assert text in run(stack, org, *enforce, *wrong, code=2)
     assert run(stack, org, "gates", "show").startswith("OFF")
     said = run(stack, org, *enforce, *share, "--expect", "1", "--yes")
-    assert "ENFORCE: at least KNOWN_TPM, 24 hours" in said
-    assert "1 devices have it" in said
+    assert "ENFORCE: at least KNOWN_TPM, 24 hours to send evidence" in said
+    assert "otherwise Quarantine v" in said
+    assert "1 device restricted" in said
 
     def has(homepage: str) -> bool:
         agent.pull()
@@ -107,6 +109,8 @@ def test_a_gate_is_previewed_enforced_and_ended(stack: Stack, root: httpx.Client
         )
         assert answer.headers["content-encoding"] == "gzip"
         assert ok(answer)["policy"]["browser"]["homepage"] == "https://other"
+    said = run(stack, org, *enforce, *share, "--grace-hours", "0", "--expect", "1", "--yes")
+    assert "ENFORCE: at least KNOWN_TPM, 0 hours" in said
     assert "OBSERVE" in run(stack, org, "gates", "observe", "--grace-hours", "2")
     until(lambda: has("https://normal"), PATIENCE, "the device keeps the other one", pause=0.3)
     assert run(stack, org, "gates", "off").startswith("OFF: at least KNOWN_TPM, 2 hours")
