@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, AT_ONCE, Org, group_of, org_id
 from cli.session import session
-from cli.tables import table
+from cli.tables import counted, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -187,8 +189,6 @@ def import_devices(
         with session(home, url, ca_file, email, password_file) as api:
             organisation = org_id(api, org)
             rows = list(roster.rows)
-            if create_groups and not dry_run:
-                _create_groups(api, organisation, rows)
             _send(
                 api,
                 "import",
@@ -197,6 +197,7 @@ def import_devices(
                 skip_refused=skip_bad,
                 dry_run=dry_run,
                 what="line ",
+                new_groups=_missing_groups(api, organisation, rows) if create_groups else {},
             )
 
 
@@ -265,13 +266,20 @@ def _meanings(mapped: list[str]) -> Iterator[tuple[str, str]]:
         yield column, what
 
 
-def _create_groups(api: Api, org: str, rows: list[Any]) -> None:
-    wanted = dict.fromkeys(alias for row in rows for alias in row.get("groups", []))
+def _missing_groups(api: Api, org: str, rows: list[Any]) -> Mapping[str, int]:
+    """Aliases of groups that rows name and nobody made yet, with the number of rows of each."""
+    wanted = Counter(alias for row in rows for alias in row.get("groups", []))
     known = {g["alias"] for g in api.pages("/api/device-groups", "deviceGroups", ALL, orgId=org)}
-    for alias in wanted:
-        if alias not in known:
-            api.post("/api/device-groups", {"orgId": org, "alias": alias, "name": alias})
-            typer.echo(f"Group {alias} is created.", err=True)
+    return {alias: number for alias, number in wanted.items() if alias not in known}
+
+
+def _without(row: Any, aliases: Mapping[str, int]) -> Any:
+    """A row without groups that are not there yet."""
+    if not aliases or "groups" not in row:
+        return row
+    kept = [alias for alias in row["groups"] if alias not in aliases]
+    rest = {name: value for name, value in row.items() if name != "groups"}
+    return {**rest, "groups": kept} if kept or not row["groups"] else rest
 
 
 def _send(
@@ -283,8 +291,12 @@ def _send(
     skip_refused: bool,
     dry_run: bool,
     what: str,
+    new_groups: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Sends rows, after all of them were looked at.
+
+    Args:
+        new_groups: groups that are made first, once no row is in the way.
 
     Raises:
         typer.Exit: some were refused.
@@ -293,7 +305,8 @@ def _send(
     parts = [rows[begin : begin + AT_ONCE] for begin in range(0, len(rows), AT_ONCE)]
 
     def send(part: list[Any], *, validate_only: bool) -> Any:
-        body = {"orgId": org, "rows": part, "skipRefused": skip_refused}
+        checked = [_without(row, new_groups) for row in part] if validate_only else part
+        body = {"orgId": org, "rows": checked, "skipRefused": skip_refused}
         return api.post(path, body | {"validateOnly": validate_only})
 
     seen = [send(part, validate_only=True) for part in parts]
@@ -305,6 +318,12 @@ def _send(
     if len(refused) > _SHOWN:
         typer.echo(f"and {len(refused) - _SHOWN} more", err=True)
     does = not dry_run and (skip_refused or not refused)
+    for alias, number in new_groups.items():
+        if does:
+            api.post("/api/device-groups", {"orgId": org, "alias": alias, "name": alias})
+            typer.echo(f"Group {alias} is created.", err=True)
+        else:
+            typer.echo(f"Group {alias} would be created, for {counted(number, 'row')}.", err=True)
     done = [send(part, validate_only=False) for part in parts] if does else seen
     counts = {name: sum(answer[name] for answer in done) for name in _DONE}
     names = _DONE if does else _TO_DO

@@ -35,7 +35,15 @@ def test_a_cart_is_expected_and_grouped(stack: Stack, org: Org, tmp_path: Path) 
     said = run(stack, org, "devices", "import", str(file), code=2)
     assert "groups[0]: no group has the alias cart-3" in said
     assert "0 to add, 0 to change, 0 unchanged, 2 refused. Nothing was changed." in said
-    said = run(stack, org, "devices", "import", str(file), "--create-groups")
+    create = ("devices", "import", str(file), "--create-groups")
+    said = run(stack, org, *create, "--dry-run")
+    assert "Group cart-3 would be created, for 2 rows." in said
+    assert "2 to add, 0 to change, 0 unchanged, 0 refused. Nothing was changed." in said
+    bad = tmp_path / "bad.csv"
+    bad.write_text(file.read_text() + "Default string;214;cart-3\n")
+    run(stack, org, *create[:2], str(bad), "--create-groups", code=2)
+    assert "cart-3" not in run(stack, org, "groups", "list")
+    said = run(stack, org, *create)
     assert "2 added, 0 changed, 0 unchanged, 0 refused." in said
     said = run(stack, org, "devices", "import", str(file))
     assert "0 added, 0 changed, 2 unchanged, 0 refused." in said
