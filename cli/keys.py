@@ -11,9 +11,9 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import tenant_id
+from cli.places import codes_of, tenant_id
 from cli.policy_keys import add_to, managed, rotate_policies
-from cli.tables import table
+from cli.tables import moment, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -35,12 +35,15 @@ _NOT_ROTATED: Final = {
 }
 """Purposes that have a key and no rotation, and why."""
 _POLICIES: Final = "policies"
+_SHOWN: Final = 16
+"""Of a key's id: commands take its beginning, and --json has all of it."""
 _COLUMNS: Final = (
     "PURPOSE",
     "STATE",
+    "TENANT",
     "ALGORITHM",
-    "SIGNS FROM",
-    "VERIFIES UNTIL",
+    "FROM (UTC)",
+    "UNTIL (UTC)",
     "DEVICES",
     "KEY",
 )
@@ -57,14 +60,16 @@ def list_keys(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show every signing key: what it signs, and what it may do now."""
+    """Show every signing key, by the beginning of its id: what it signs, and what it may do now."""
     from cli.client import find_access, logged_in  # noqa: PLC0415
 
     with told(_FAILED):
         with logged_in(find_access(home, url, ca_file, email, password_file)) as api:
             keys = [key for path in dict.fromkeys(_PATHS.values()) for key in _listed(api, path)]
             keys += _of_policies(api)
-        for line in [json.dumps(key) for key in keys] if as_json else _table(keys):
+            whose = any(key.get("orgId") for key in keys) and not as_json
+            codes = codes_of(api) if whose else {}
+        for line in [json.dumps(key) for key in keys] if as_json else _table(keys, codes):
             typer.echo(line)
 
 
@@ -107,7 +112,8 @@ def rotate(
         if as_json:
             typer.echo(json.dumps(key))
         else:
-            typer.echo(f"Key {key['keyId']} signs for {purpose} from {_time(key, 'signsFrom')} on.")
+            begins = moment(key["signsFrom"])
+            typer.echo(f"Key {key['keyId']} signs for {purpose} from {begins} UTC on.")
 
 
 def _rotate(api: Api, purpose: str) -> Any:
@@ -157,26 +163,23 @@ def _tell_policy_key(key: Any, *, as_json: bool) -> None:
     typer.echo(key["publicKeyPem"], nl=False)
 
 
-def _table(keys: list[dict[str, Any]]) -> list[str]:
-    """One line a key, those of a purpose together."""
+def _table(keys: list[dict[str, Any]], codes: Mapping[str, str]) -> list[str]:
+    """One line a key, those of a purpose together; with whose it is, where not of all."""
     places = {key["purpose"]: place for place, key in reversed([*enumerate(keys)])}
     rows = [
         (
             key["purpose"],
             key["state"],
+            codes.get(key.get("orgId", ""), key.get("orgId")) or "-",
             key["algorithm"],
-            _time(key, "signsFrom"),
-            _time(key, "verifiesUntil"),
+            moment(key.get("signsFrom")),
+            moment(key.get("verifiesUntil")),
             str(key.get("devices", "-")),
-            key["keyId"],
+            key["keyId"][:_SHOWN],
         )
         for key in sorted(keys, key=lambda key: places[key["purpose"]])
     ]
     return table(_COLUMNS, rows)
-
-
-def _time(key: Mapping[str, Any], name: str) -> str:
-    return f"{key[name][:19]}Z" if key.get(name) else "-"
 
 
 def _known() -> str:

@@ -32,7 +32,7 @@ Passphrase = Annotated[
 
 _FAILED: Final = 2
 _WRONG: Final = 1
-_DEVICE_COLUMNS: Final = ("SERIAL", "STATUS", "LAST NEWS (UTC)", "DEVICE")
+_DEVICE_COLUMNS: Final = ("SERIAL", "STATUS", "REPORTED (UTC)", "ID")
 _LOG_COLUMNS: Final = ("KEY", "WHOSE", "STATE", "TRUSTED", "CERTIFIED BY", "ADDED (UTC)")
 
 
