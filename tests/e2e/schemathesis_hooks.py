@@ -134,7 +134,7 @@ _ABOUT_CONTENT = re.compile(
             r"plan(\..*)?: .*",
             r"\w+: counts with a plan only",
             r"(startsAt|freezes)(\[\d+\])?(\..*)?: .*",
-            "reason: must be said: .*",
+            "reason: is required: .*",
             # Names of a catalogue, keys in PEM, and keys of a map.
             r"actions\[\d+\]: must be an action, or all of a context .*",
             "publicKeyPem: must be one Ed25519 public key in PEM",

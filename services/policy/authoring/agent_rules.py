@@ -428,15 +428,16 @@ UNSET: Final = (
         "selinux-unset",
         "security.selinux_enforce",
         Effect.ADVICE,
-        "is not set: devices take that as false and switch SELinux off. Set it to true or false",
+        "is not set: devices switch SELinux off, unless another policy of theirs sets it. Set it "
+        "to true or false",
         at("", bool),
     ),
     Rule(
         "usbguard-unset",
         "security.usbguard",
         Effect.ADVICE,
-        "is not set: devices take that as false, switch USBGuard off and remove its rules. Set it "
-        "to true or false",
+        "is not set: devices switch USBGuard off and remove its rules, unless another policy of "
+        "theirs sets it. Set it to true or false",
         at("", bool),
     ),
 )

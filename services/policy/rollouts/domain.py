@@ -564,7 +564,7 @@ def superseded(rollout: Rollout, now: datetime, *, keep: bool, reason: str = "PU
 
 def _ask_for_reason(rollout: Rollout, detail: str) -> None:
     if rollout.state is State.STOPPED and not detail:
-        raise invalid_field("reason", "must be said: the rollout stopped by itself")
+        raise invalid_field("reason", "is required: the rollout stopped by itself")
 
 
 def _not_in(rollout: Rollout, why: str) -> DomainError:

@@ -162,7 +162,7 @@ def checked_freezes(freezes: Sequence[tuple[str, str, str]]) -> tuple[Freeze, ..
     for index, (name, first, last) in enumerate(freezes):
         where = f"freezes[{index}]"
         if not name:
-            raise invalid_field(f"{where}.name", "must be given")
+            raise invalid_field(f"{where}.name", "is required")
         one = Freeze(name, _day(first, f"{where}.firstDay"), _day(last, f"{where}.lastDay"))
         if one.last < one.first:
             raise invalid_field(f"{where}.lastDay", "must not be before firstDay")
