@@ -121,8 +121,8 @@ services.add_to(app)
 
 _PANELS: Final = {
     "Devices and policies": (
-        "devices", "groups", "policies", "rollouts", "gates", "plan", "apply", "export",
-        "tpm-roots", "sim",
+        "devices", "groups", "policies", "variables", "secrets", "rollouts", "gates", "plan",
+        "apply", "export", "tpm-roots", "sim",
     ),
     "People and programs": (
         "orgs", "users", "people", "factors", "tokens", "service-accounts", "directories",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
@@ -13,9 +14,9 @@ import typer
 from cli.confirm import need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, Tenant, group_of, org_id, org_or_above
+from cli.places import ALL, Below, Org, Tenant, group_of, org_id, org_or_above, tenant_id
 from cli.session import session
-from cli.tables import moment, show_list, table
+from cli.tables import counted, moment, show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -30,14 +31,18 @@ Policy = Annotated[str, typer.Argument(help="The policy, by its name or id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 _FAILED: Final = 2
-_COLUMNS: Final = ("NAME", "VERSION", "STATE", "CHANGED", "ID")
-_FIELD_COLUMNS: Final = ("FIELD", "HOW", "VALUE", "FROM")
+_COLUMNS: Final = ("NAME", "VERSION", "STATE", "CHANGED", "FOR", "ID")
+_FIELD_COLUMNS: Final = ("FIELD", "HOW", "FROM", "VALUE")
 _DEVICE_STATES: Final = {
     "CURRENT": "the device has it",
     "PENDING": "the device gets it by a later poll",
     "ORPHANED": "nothing is in force, and the device keeps what it has",
     "AHEAD": "the device names a version that nobody published",
     "NONE": "nothing is in force for the device, and it has nothing",
+}
+_ORG_STATES: Final = {
+    "PENDING": "a policy above has changed, and devices get it within minutes",
+    "NONE": "nothing is in force",
 }
 _VERSION_COLUMNS: Final = ("VERSION", "PUBLISHED (UTC)", "BY", "NOTE")
 
@@ -52,9 +57,15 @@ def list_policies(
     email: Email = "",
     password_file: PasswordFile = None,
 ) -> None:
-    """Show the policies of an organisation or reseller, and which one is in force."""
+    """Show the policies of a tenant, what they are for, and which are in force."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        show_list(policies_of(api, org_or_above(api, org)), _COLUMNS, _row, as_json=as_json)
+        tenant = org_or_above(api, org)
+        found = policies_of(api, tenant)
+        aliases = {}
+        if not as_json and any(_targets(policy)["groupIds"] for policy in found):
+            groups = api.pages("/api/device-groups", "deviceGroups", ALL, orgId=tenant)
+            aliases = {group["id"]: group["alias"] for group in groups}
+        show_list(found, _COLUMNS, lambda one: _row(one, aliases), as_json=as_json)
 
 
 @app.command()
@@ -70,9 +81,12 @@ def versions(
 ) -> None:
     """Show what was published of a policy, newest first."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        path = f"/api/policies/{found_policy(api, org, policy)['id']}/versions"
-        found = list(api.pages(path, "versions", ALL))
-        show_list(found, _VERSION_COLUMNS, _version_row, as_json=as_json)
+        known = found_policy(api, org, policy)
+        found = list(api.pages(f"/api/policies/{known['id']}/versions", "versions", ALL))
+        coming = ""
+        if known["rolloutId"] and not as_json:
+            coming = api.get(f"/api/rollouts/{known['rolloutId']}")["version"]
+        show_list(found, _VERSION_COLUMNS, lambda one: _version_row(one, coming), as_json=as_json)
 
 
 @app.command()
@@ -136,6 +150,8 @@ def effective(
 ) -> None:
     """Show what devices are to have of all policies, and which policy each value is from."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        if device and group:
+            raise CliError("give --device or --group, not both")
         if device:
             found = api.get(f"/api/devices/{device_of(api, org, device)}/effective-policy")
         else:
@@ -154,7 +170,7 @@ def effective(
 def explain(
     device: Annotated[str, typer.Argument(help="The device, by its serial number or id.")],
     every: Annotated[bool, typer.Option("--all", help="Also the fields that nobody sets.")] = False,
-    org: Org = "",
+    org: Below = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -200,7 +216,7 @@ def target(
         found = found_policy(api, org, policy)
         targets = {
             "groupIds": [group_of(api, found["orgId"], alias)["id"] for alias in groups or ()],
-            "deviceIds": [device_of(api, org, device) for device in devices or ()],
+            "deviceIds": [device_of(api, found["orgId"], device) for device in devices or ()],
         }
         body = {"targets": targets, "etag": found["etag"], **({"signed": True} if publish else {})}
         changed = api.patch(f"/api/policies/{found['id']}", body)
@@ -240,12 +256,14 @@ def published(policy: Any, *, asked: bool) -> str:
         return "in force"
     if asked:
         name = shlex.quote(policy["name"])
-        return f"in force once its rollout is over: evergreen rollouts show {name}"
+        return f"given to devices by a rollout: evergreen rollouts show {name}"
+    if policy["inForce"]:
+        return "in force as before; what was changed is not published yet"
     return "not published yet"
 
 
 def policies_of(api: Api, tenant: str) -> list[Any]:
-    """A tenant's own policies; those of tenants below are their own."""
+    """The policies of a tenant, without those of tenants below."""
     found = api.pages("/api/policies", "policies", ALL, orgId=tenant)
     return [policy for policy in found if policy["orgId"] == tenant]
 
@@ -271,27 +289,50 @@ def found_policy(api: Api, org: str, name: str) -> Any:
 def device_of(api: Api, org: str, named: str) -> str:
     """A device's id, by that or by its serial number.
 
+    Args:
+        org: the tenant that has it, or a tenant above; the caller's own when empty.
+
     Raises:
-        CliError: the organisation has no such device.
+        CliError: there is no such device, or there are several.
     """
     with suppress(ValueError):
         return str(UUID(named))
     text = named.replace("\\", "\\\\").replace('"', '\\"')
-    parameters = {"orgId": org_id(api, org), "filter": f'serial = "{text}"'}
-    for device in api.pages("/api/registrations", "registrations", 1, **parameters):
-        return str(device["id"])
-    raise CliError(f"no device has the serial number {named}; `devices list` shows them")
+    parameters = {"orgId": tenant_id(api, org), "filter": f'serial = "{text}"'}
+    found = list(api.pages("/api/registrations", "registrations", 2, **parameters))
+    if not found:
+        raise CliError(f"no device has the serial number {named}; `devices list` shows them")
+    if len(found) > 1:
+        raise CliError(f"several organisations have a device {named}; name one with --org")
+    return str(found[0]["id"])
 
 
-def _row(policy: Any) -> tuple[str, ...]:
-    state = "in force" if policy["inForce"] else "withdrawn or replaced"
+def _targets(policy: Any) -> Any:
+    return policy.get("targets") or {"groupIds": [], "deviceIds": []}
+
+
+def _row(policy: Any, aliases: Mapping[str, str]) -> tuple[str, ...]:
+    state = "in force" if policy["inForce"] else "not in force"
     if policy["version"] == "0":
         state = "draft"
+    if policy["rolloutId"]:
+        state = "in force, in a rollout" if policy["inForce"] else "in a rollout"
     changed = "yes" if policy["hasUnpublishedChanges"] else ""
-    return policy["name"], policy["version"], state, changed, policy["id"]
+    targets = _targets(policy)
+    parts = [aliases.get(group, "deleted group") for group in targets["groupIds"]]
+    if targets["deviceIds"]:
+        parts.append(counted(len(targets["deviceIds"]), "device"))
+    where = ", ".join(parts) or "all devices"
+    return policy["name"], policy["version"], state, changed, where, policy["id"]
 
 
-def _version_row(version: Any) -> tuple[str, ...]:
+def _version_row(version: Any, coming: str) -> tuple[str, ...]:
+    """A line of a version.
+
+    Args:
+        coming: the version that a rollout brings to devices; empty for none.
+    """
+    never = "in a rollout" if version["version"] == coming else "never in force"
     return (
         version["version"],
         moment(version["publishedAt"]),
@@ -299,15 +340,15 @@ def _version_row(version: Any) -> tuple[str, ...]:
         "; ".join(
             [
                 *([f"as version {version['rollbackOf']}"] if version["rollbackOf"] else []),
-                *(["never in force"] if version["neverInForce"] else []),
+                *([never] if version["neverInForce"] else []),
             ]
         ),
     )
 
 
 def _explained(found: Any, *, every: bool) -> list[str]:
-    of_device = bool(found.get("deviceId"))
-    means = found["stateReason"] or (_DEVICE_STATES.get(found["state"], "") if of_device else "")
+    states = _DEVICE_STATES if found.get("deviceId") else _ORG_STATES
+    means = found["stateReason"] or states.get(found["state"], "")
     lines = [f"{found['state']}: {means}" if means else found["state"]]
     if restricted := found.get("restriction"):
         lines.append(
@@ -320,19 +361,14 @@ def _explained(found: Any, *, every: bool) -> list[str]:
         if field["how"] == "DEFAULT" and not every and not field["overridden"]:
             continue
         place = f"{field['path']}[{field['itemKey']}]" if field["itemKey"] else field["path"]
-        value = shown(field.get("value"))
+        value = "-" if field.get("value") is None else shown(field["value"])
         source = _source(field["source"]) if field.get("source") else ""
-        rows.append((place, field["how"], value, source))
+        rows.append((place, field["how"], source, value))
         rows += [
-            (
-                "",
-                lost["reason"],
-                shown(lost["value"]),
-                _source(lost["source"]),
-            )
+            ("", lost["reason"], _source(lost["source"]), shown(lost["value"]))
             for lost in field["overridden"]
         ]
-    return lines + table(_FIELD_COLUMNS, rows)
+    return lines + (table(_FIELD_COLUMNS, rows) if rows else [])
 
 
 def _source(layer: Any) -> str:

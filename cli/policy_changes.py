@@ -25,7 +25,7 @@ def simulate(
     policy: Annotated[
         str,
         typer.Argument(
-            help="The policy, by its name or id; a new one of the organisation when not given.",
+            help="The policy, by its name or id; a new one of the tenant when not given.",
             show_default=False,
         ),
     ] = "",
@@ -97,7 +97,7 @@ def simulate(
         if groups or devices or everywhere:
             body["targets"] = {
                 "groupIds": [group_of(api, tenant, alias)["id"] for alias in groups or ()],
-                "deviceIds": [device_of(api, org, device) for device in devices or ()],
+                "deviceIds": [device_of(api, tenant, device) for device in devices or ()],
             }
         if plan:
             body["plan"] = plan_of(plan)
@@ -175,15 +175,34 @@ def outlook_lines(answer: Any, *, urgent: bool) -> list[str]:
             lines.append("the plan's windows are closed now")
     if answer["freeze"] and not urgent:
         lines.append(
-            f"frozen now ({answer['freeze']}): without a plan it is refused, by one it waits;"
+            f"frozen now ({answer['freeze']}): without a plan it is refused, with one it waits;"
             " --urgent passes"
         )
-    return lines
+    return lines + frozen_lines(answer)
+
+
+def frozen_lines(answer: Any) -> list[str]:
+    """The organisations below that are in a freeze of their own, which holds nothing of this."""
+    if not (number := answer.get("frozenOrgs", 0)):
+        return []
+    are = "is" if number == 1 else "are"
+    return [
+        f"{counted(number, 'organisation')} below {are} in a freeze of their own; their devices get"
+        " it all the same"
+    ]
 
 
 def plan_of(asked: str) -> Any:
-    """A plan by its name, or of a file."""
-    return {"preset": asked} if asked in {"careful", "now"} else json_of(Path(asked))
+    """A plan by its name, or of a file.
+
+    Raises:
+        CliError: it is neither.
+    """
+    if asked in {"careful", "now"}:
+        return {"preset": asked}
+    if not Path(asked).exists():
+        raise CliError(f"{asked}: a plan is careful, now, or a file with one as JSON")
+    return json_of(Path(asked))
 
 
 def place_of(one: Any) -> str:

@@ -13,7 +13,7 @@ from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import Tenant, org_or_above
 from cli.policies import Policy, found_policy, policies_of, published
-from cli.policy_changes import json_of
+from cli.policy_changes import frozen_lines, json_of
 from cli.session import session
 
 _FAILED: Final = 2
@@ -181,5 +181,7 @@ def _signed(publish: bool) -> dict[str, Any]:
 def _tell(policy: Any, *, asked: bool) -> None:
     version = f" v{policy['version']}" if policy["signed"] else ""
     typer.echo(f"{policy['name']}{version} is {published(policy, asked=asked)}.")
+    for line in frozen_lines(policy):
+        typer.echo(line)
     for warning in policy.get("warnings", []):
         typer.echo(f"warning: {warning['field']} {warning['message']}", err=True)

@@ -61,8 +61,8 @@ Overridable = Annotated[
 
 _FAILED: Final = 2
 _PATH: Final = "/api/policy-variables"
-_VARIABLES: Final = ("NAME", "VALUE", "SET (UTC)", "BY")
-_SECRETS: Final = ("NAME", "FINGERPRINT", "SET (UTC)", "BY")
+_VARIABLES: Final = ("NAME", "OVERRIDABLE", "VALUE", "SET (UTC)", "BY")
+_SECRETS: Final = ("NAME", "OVERRIDABLE", "FINGERPRINT", "SET (UTC)", "BY")
 
 
 @variables.command("list")
@@ -177,7 +177,13 @@ def _listed(api: Api, org: str, *, secret: bool) -> list[Any]:
 
 
 def _row(one: Any, value: str) -> tuple[str, ...]:
-    return one["name"], one.get(value, ""), moment(one["updatedAt"]), one.get("updatedBy", "")
+    return (
+        one["name"],
+        "yes" if one.get("overridable") else "-",
+        one.get(value, ""),
+        moment(one["updatedAt"]),
+        one.get("updatedBy", ""),
+    )
 
 
 def _named(api: Api, tenant: str, name: str) -> Any:

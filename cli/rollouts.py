@@ -11,7 +11,7 @@ import typer
 
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, Org, group_of, org_id, serials_of, tenant_id
+from cli.places import ALL, Org, Tenant, group_of, org_id, org_or_above, serials_of
 from cli.policies import found_policy
 from cli.policy_changes import plan_of
 from cli.session import session
@@ -309,14 +309,7 @@ def settings(
             show_default=False,
         ),
     ] = "",
-    org: Annotated[
-        str,
-        typer.Option(
-            "--org",
-            help="A tenant, by its code or id; the only organisation that you see when not given.",
-            show_default=False,
-        ),
-    ] = "",
+    org: Tenant = "",
     as_json: AsJson = False,
     home: Home = None,
     url: Url = "",
@@ -326,7 +319,7 @@ def settings(
 ) -> None:
     """Show or change how a tenant publishes: approval, freezes, time zone, default plan."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        asked = tenant_id(api, org) if org else org_id(api, org)
+        asked = org_or_above(api, org)
         found = api.get("/api/policy-settings", orgId=asked)
         change: dict[str, Any] = {}
         if time_zone is not None:
@@ -443,7 +436,7 @@ def _id_of(api: Api, org: str, named: str) -> str:
 def _tell(found: Any) -> None:
     batches = found["plan"]["batches"]
     typer.echo(f"{found['policyName']} v{found['version']} is {found['state']}{_why(found)}")
-    if found["batch"]:
+    if found["batch"] and not found.get("endedAt"):
         batch = batches[found["batch"] - 1]
         opened = f"opened {moment(found['batchOpenedAt'])} UTC, open for {batch['soak']} at least"
         held = "" if found["serving"] else "; devices get nothing now"

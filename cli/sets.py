@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, Tenant, org_or_above
 from cli.policy_changes import change_lines, head, warning_lines
 from cli.session import session
+from cli.tables import counted
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -52,6 +54,9 @@ _NOTES: Final = {
     "LEFT": "is not in the set any more; --prune deletes it",
     "OTHER": "not of this set",
 }
+
+_KINDS: Final = {"groups": "group", "policies": "policy", "variables": "variable"}
+_ENTRY: Final = re.compile(r"(groups|policies|variables)\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,11 @@ def export(
             [_variable_file(one) for one in variables],
             found.get("secrets", []),
         )
-        typer.echo(f"{len(groups)} groups and {len(policies)} policies in {len(paths)} files.")
+        typer.echo(
+            f"{counted(len(groups), 'group')} and"
+            f" {len(policies)} {'policy' if len(policies) == 1 else 'policies'}"
+            f" in {counted(len(paths), 'file')}."
+        )
 
 
 def _move_secrets(api: Api, tenant: str, *, yes: bool) -> None:
@@ -225,31 +234,50 @@ def _move_secrets(api: Api, tenant: str, *, yes: bool) -> None:
         typer.echo(f"{one['name']} becomes a template{published}", err=True)
     if not yes:
         need_terminal("--yes")
-        typer.confirm(f"Move {len(found['secrets'])} secrets?", abort=True, err=True)
+        typer.confirm(f"Move {counted(len(found['secrets']), 'secret')}?", abort=True, err=True)
     done = api.post(path, {"orgId": tenant})
-    typer.echo(f"{len(done['secrets'])} secrets moved.", err=True)
+    typer.echo(f"{counted(len(done['secrets']), 'secret')} moved.", err=True)
 
 
 def _planned(api: Api, wanted: Set, org: str, *, prune: bool, adopt: bool) -> Planned:
     tenant = org_or_above(api, org or wanted.org)
     head = {"orgId": tenant, "name": wanted.name, "adopt": adopt, "validateOnly": True}
     asked = {**head, "groups": wanted.groups}
-    first = api.post("/api/device-group-sets/apply", asked)
-    groups = api.post("/api/device-group-sets/apply", {**asked, "prune": True}) if prune else first
-    steps = first["groups"]
-    policies = api.post(
-        "/api/policy-sets/apply",
-        {
-            **head,
-            **_wanted(wanted),
-            "prune": prune,
-            "plannedGroups": [one["alias"] for one in steps if one["action"] == "CREATE"],
-            "renamedGroups": {
-                one["alias"]: one["groupId"] for one in steps if "alias" in one["changed"]
+    path = "/api/device-group-sets/apply"
+    with _named(wanted):
+        first = api.post(path, asked)
+        groups = api.post(path, {**asked, "prune": True}) if prune else first
+        steps = first["groups"]
+        policies = api.post(
+            "/api/policy-sets/apply",
+            {
+                **head,
+                **_wanted(wanted),
+                "prune": prune,
+                "plannedGroups": [one["alias"] for one in steps if one["action"] == "CREATE"],
+                "renamedGroups": {
+                    one["alias"]: one["groupId"] for one in steps if "alias" in one["changed"]
+                },
             },
-        },
-    )
+        )
     return Planned(tenant, groups, first["planSha256"], policies)
+
+
+@contextmanager
+def _named(wanted: Set) -> Iterator[None]:
+    """Says by its name which entry of the files is refused; the API numbers them."""
+    from cli.client import RefusedError  # noqa: PLC0415 - `evergreen up` loads this file
+
+    try:
+        yield
+    except RefusedError as error:
+        found = _ENTRY.match(str(error))
+        if found is None:
+            raise
+        entry = getattr(wanted, found[1])[int(found[2])]
+        name = entry.get("alias") or entry["name"]
+        field = re.sub(r"^\.", ", ", str(error)[found.end() :])
+        raise CliError(f"{_KINDS[found[1]]} {name}{field}") from error
 
 
 def _wanted(wanted: Set) -> dict[str, Any]:

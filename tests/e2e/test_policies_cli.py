@@ -56,7 +56,7 @@ def test_versions_are_listed_compared_and_withdrawn(stack: Stack, root: httpx.Cl
     assert "another one of it" not in said
     assert "DEFAULT" in said
     run(stack, org, "withdraw", "Base", "--yes")
-    assert "withdrawn" in run(stack, org, "list")
+    assert "not in force" in run(stack, org, "list")
 
 
 def test_a_publish_is_simulated(stack: Stack, root: httpx.Client, tmp_path: Path) -> None:
@@ -108,6 +108,9 @@ def test_a_policy_is_for_a_group_and_explained(stack: Stack, root: httpx.Client)
     said = run(stack, org, "target", "Staff", "--group", "staff")
     assert said == "Staff is for staff; not published yet.\n"
     assert "in force" in run(stack, org, "target", "Staff", "--group", "staff", "--publish")
+    listed = {line.split()[0]: line for line in run(stack, org, "list").splitlines()[1:]}
+    assert " in force           staff " in listed["Staff"]
+    assert "all devices" in next(line for name, line in listed.items() if name != "Staff")
     (group,) = ok(org.owner.get("/api/device-groups"))["deviceGroups"]
     serial = f"T-{org.id[:8]}"
     path = f"/api/device-groups/{group['id']}/members"
@@ -170,7 +173,7 @@ def test_a_resellers_admin_publishes_its_own_layer(
     assert "Applied." in said("apply", directory, "--adopt", "--yes")
     assert "Nothing to do." in said("plan", directory, "--prune", "--exit-code")
     said("policies", "withdraw", "Base", "--yes")
-    assert "withdrawn" in said("policies", "list")
+    assert "not in force" in said("policies", "list")
     said("policies", "delete", "Base", "--yes")
     assert "draft" in said("policies", "list", org=below.code)
 
@@ -219,3 +222,36 @@ def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
     assert "nothing is called other" in said("variables", "unset", "other", code=2)
     said("variables", "set", "spare", "x")
     assert said("variables", "unset", "spare") == "spare is deleted.\n"
+
+
+def test_a_district_is_told_of_freezes_below(
+    stack: Stack, root: httpx.Client, tmp_path: Path
+) -> None:
+    """By a simulation and a publish, which reach the school all the same with its own value."""
+    tenant = ok(root.post("/api/tenants", json={"name": "District", "reseller": True}))
+    district = Org(stack, tenant["id"], tenant["code"], root)
+    below = {"name": "Linden", "parentId": district.id}
+    made = ok(root.post("/api/tenants", json=below))
+    school = Org(stack, made["id"], made["code"], root)
+    file = tmp_path / "bundle.json"
+    file.write_text(json.dumps({"template": {"browser": {"homepage": "https://{{var.host}}"}}}))
+    where = ["--home", str(stack.home), "--org"]
+    for org, host in ((district, "district.example"), (school, "linden.example")):
+        words = ["variables", "set", "host", host, *where, org.code]
+        done = CliRunner().invoke(app, [*words, *(["--overridable"] if org is district else [])])
+        assert done.exit_code == 0, done.output
+    freeze = {"name": "Exams", "firstDay": "2020-01-01", "lastDay": "2100-01-01"}
+    body = {"orgId": school.id, "freezes": {"items": [freeze]}}
+    ok(root.patch("/api/policy-settings", json=body))
+    assert "Base is not published yet." in run(
+        stack, district, "create", "Base", "--from-file", str(file)
+    )
+    told = "1 organisation below is in a freeze of their own; their devices get it all the same"
+    assert told in run(stack, district, "simulate", "Base")
+    assert told in run(stack, district, "publish", "Base")
+    until(
+        lambda: "https://linden.example" in run(stack, school, "effective"), PATIENCE, "not reached"
+    )
+    listed = CliRunner().invoke(app, ["variables", "list", *where, district.code]).output
+    (row,) = listed.splitlines()[1:]
+    assert row.split()[:3] == ["host", "yes", "district.example"]

@@ -114,7 +114,7 @@ def test_a_rollout_stops_and_is_taken_back(
     as_json = run(stack, org, "rollouts", "show", "Base", "--devices", "failed", "--json")
     assert {json.loads(line)["state"] for line in as_json.splitlines()} == {"FAILED"}
     said = run(stack, org, "rollouts", "resume", "Base", code=2)
-    assert "reason: must be said" in said
+    assert "reason: is required" in said
     said = run(stack, org, "rollouts", "rollback", "Base", "--reason", "a wrong page")
     assert "Base v2 is ROLLED_BACK (by an administrator: a wrong page)" in said
     back = f"{DEVICES} devices took back what is in force"
@@ -147,7 +147,7 @@ def test_a_second_person_approves_and_days_are_frozen(
     said = run(stack, org, "rollouts", "settings", "--approval")
     assert "a second person approves: yes" in said
     said = run(stack, org, "policies", "create", "Base", "--from-file", file, "--publish")
-    assert "Base is in force once its rollout is over: evergreen rollouts show Base" in said
+    assert "Base is given to devices by a rollout: evergreen rollouts show Base" in said
     said = run(stack, org, "rollouts", "show", "Base")
     assert "AWAITING_APPROVAL" in said
     assert "somebody else approves it: evergreen rollouts approve Base" in said
@@ -204,19 +204,23 @@ def test_publishes_come_by_the_default_plan(
     said = run(stack, org, "policies", "simulate", "Base", "--plan", "careful")
     assert "it would come in batches, at the earliest:\n  1 %: 0 devices, 20" in said
     said = run(stack, org, "policies", "publish", "Base")
-    assert "Base is in force once its rollout is over" in said
+    assert "Base is given to devices by a rollout" in said
+    (_, line) = run(stack, org, "policies", "versions", "Base").splitlines()
+    assert line.endswith("in a rollout")
+    assert "  in a rollout  " in run(stack, org, "policies", "list")
     said = run(stack, org, "rollouts", "show", "Base")
     assert "Base v1 is RUNNING\nbatch 1 of 2 (first)" in said
     assert "at most 30 devices a minute; 0 without it asked within a day" in said
     run(stack, org, "policies", "publish", "Base", "--now")
     assert "batch 1 of 1 (everybody)" in run(stack, org, "rollouts", "show", "Base")
-    run(stack, org, "rollouts", "cancel", "Base")
+    assert "batch" not in run(stack, org, "rollouts", "cancel", "Base")
+    assert "in a rollout" not in run(stack, org, "policies", "versions", "Base")
     create = ("rollouts", "create", "Base", "--batches", "50", "--max-per-minute", "5")
     assert "at most 5 devices a minute" in run(stack, org, *create)
     run(stack, org, "rollouts", "cancel", "Base")
     said = run(stack, org, "rollouts", "settings", "--default-plan", "none")
     assert "publishes without a plan: to all devices at once" in said
-    assert "none.json cannot be read" in run(
+    assert "none.json: a plan is careful, now, or a file with one as JSON" in run(
         stack, org, "rollouts", "settings", "--default-plan", str(tmp_path / "none.json"), code=2
     )
     day = datetime.now(UTC).date()

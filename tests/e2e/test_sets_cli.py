@@ -72,7 +72,7 @@ def test_a_set_is_planned_applied_changed_and_pruned(
     assert "WIFI_LOST network.wifi: devices lose every network" in said
     assert serial in said
     assert SECRET not in said
-    assert "it touches 1 objects, not 2" in run(
+    assert "it touches 1 object, not 2" in run(
         stack, "apply", directory, "--yes", "--expect", "2", code=2
     )
     run(stack, "apply", directory, "--yes", "--expect", "1")
@@ -96,7 +96,7 @@ def test_a_set_is_planned_applied_changed_and_pruned(
         tmp_path, org, base="kind: Policy\nalias: base\ntargets: [org]\nbundle: {x: 1}\n"
     )
     said = run(stack, "apply", directory, "--yes", code=2)
-    assert "policies[0].bundle.x: is not a field that devices know" in said
+    assert "policy base, bundle.x: is not a field that devices know" in said
     assert ok(org.owner.get("/api/device-groups"))["deviceGroups"] == []
 
 
