@@ -22,7 +22,8 @@ from servicekit.security import approved_stream, mode, nkey
 from servicekit.security.passwords import hash_password, verify_password
 from servicekit.security.sealing import Sealer
 from servicekit.security.signing import Signer
-from tests.support import debian, fips_root
+from tests.external import fips_root
+from tests.support import debian
 
 pytestmark = [
     pytest.mark.skipif(

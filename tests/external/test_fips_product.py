@@ -24,8 +24,9 @@ from bench.cpu import below, processes
 from deploy.postgres import roles
 from servicekit.security import mode
 from tests.e2e.world import make_org, ok
+from tests.external import fips_postgresql, fips_root, libcrypto_calls, tls_scan
 from tests.external.fips_product import Product, is_python, libcryptos, mapped, running
-from tests.support import debian, fips_postgresql, fips_root, libcrypto_calls, tls_scan
+from tests.support import debian
 from tests.support.stack import PATIENCE, free_port, until
 
 pytestmark = [

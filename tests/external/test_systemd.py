@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from tests.external import systemd
 from tests.external.systemd import Machine
-from tests.support import debian, systemd
+from tests.support import debian
 from tests.support.documented import Commands
 from tests.support.paths import ROOT
 from tests.support.stack import PATIENCE, free_port, until
