@@ -36,9 +36,6 @@ _STOP = (("nats",), ("postgres",))
 
 _POSTGRES = """\
 autovacuum = off
-# Files of tests outlive no machine.
-fsync = off
-full_page_writes = off
 max_wal_size = 256MB
 # A database is dropped by looking at every buffer.
 shared_buffers = 128MB
