@@ -216,6 +216,9 @@ def _set(api: Api, org: str, name: str, value: str, how: dict[str, Any], *, secr
         typer.echo(f"  {policy}, of a tenant above: devices get the value now")
     for policy in done.get("policies", []):
         typer.echo(f"  {policy['policyName']}: {_said(policy)}")
+    for advice in done.get("warnings", []):
+        where = f"{advice['policyName']}, {advice['field']}"
+        typer.echo(f"warning: {where} {advice['message']}", err=True)
     _warn(done)
 
 

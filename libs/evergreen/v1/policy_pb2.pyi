@@ -362,6 +362,7 @@ class PolicyWarning(_message.Message):
     RULE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     BLOCKS_PUBLISHING_FIELD_NUMBER: _builtins.int
+    POLICY_NAME_FIELD_NUMBER: _builtins.int
     field: _builtins.str
     """The path of the field, such as `bundle.network.wifi[0].ssid`."""
     rule: _builtins.str
@@ -370,6 +371,8 @@ class PolicyWarning(_message.Message):
     """What is wrong, and what to do."""
     blocks_publishing: _builtins.bool
     """Whether the policy cannot be published before this is changed."""
+    policy_name: _builtins.str
+    """The policy's name, in the answer for a variable; empty elsewhere."""
     def __init__(
         self,
         *,
@@ -377,10 +380,11 @@ class PolicyWarning(_message.Message):
         rule: _builtins.str = ...,
         message: _builtins.str = ...,
         blocks_publishing: _builtins.bool = ...,
+        policy_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_publishing", b"blocks_publishing", "field", b"field", "message", b"message", "rule", b"rule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_publishing", b"blocks_publishing", "field", b"field", "message", b"message", "policy_name", b"policy_name", "rule", b"rule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1964,6 +1968,7 @@ class PolicyVariable(_message.Message):
     SEALED_WHEN_PUBLISHED_FIELD_NUMBER: _builtins.int
     OVERRIDABLE_FIELD_NUMBER: _builtins.int
     TAKEN_BY_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variable's id."""
     org_id: _builtins.str
@@ -2002,6 +2007,13 @@ class PolicyVariable(_message.Message):
         their own: devices get it at once. Not in lists.
         """
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyWarning]:
+        """Advice on the value that was given, of policies that name it, and of policies of
+        tenants above that take it: it is set, and is probably not what was meant. Only
+        in answers for a value that was given.
+        """
+
     def __init__(
         self,
         *,
@@ -2018,10 +2030,11 @@ class PolicyVariable(_message.Message):
         sealed_when_published: _builtins.bool = ...,
         overridable: _builtins.bool = ...,
         taken_by: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[Global___PolicyWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "overridable", b"overridable", "policies", b"policies", "sealed_when_published", b"sealed_when_published", "secret", b"secret", "taken_by", b"taken_by", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "fingerprint", b"fingerprint", "id", b"id", "name", b"name", "org_id", b"org_id", "overridable", b"overridable", "policies", b"policies", "sealed_when_published", b"sealed_when_published", "secret", b"secret", "taken_by", b"taken_by", "updated_at", b"updated_at", "updated_by", b"updated_by", "value", b"value", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

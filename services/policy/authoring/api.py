@@ -14,7 +14,7 @@ from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import from_value, timestamp, to_value
 from services.policy.authoring.changes import Change
-from services.policy.authoring.domain import Policy, Published, warnings_of
+from services.policy.authoring.domain import Policy, Published, Warned, warnings_of
 from services.policy.authoring.secret_values import MASKED, REDACTED, hide
 from services.policy.authoring.service import Change as PolicyChange
 from services.policy.authoring.service import PolicyService
@@ -244,16 +244,18 @@ def to_policy(policy: Policy, mask: str | None, *, with_bundle: bool = True) -> 
     if with_bundle:
         bundle = json.loads(policy.authored)
         to_value(bundle if mask is None else hide(bundle, mask), message.bundle)
-        message.warnings.extend(
-            policy_pb2.PolicyWarning(
-                field=found.field,
-                rule=found.rule,
-                message=found.text,
-                blocks_publishing=found.blocks,
-            )
-            for found in warnings_of(policy)
-        )
+        message.warnings.extend(map(to_warning, warnings_of(policy)))
     return message
+
+
+def to_warning(warned: Warned) -> policy_pb2.PolicyWarning:
+    """What is wrong at a place in a policy, as the API answers it."""
+    return policy_pb2.PolicyWarning(
+        field=warned.field,
+        rule=warned.rule,
+        message=warned.text,
+        blocks_publishing=warned.blocks,
+    )
 
 
 def _to_version(version: Published) -> policy_pb2.PolicyVersion:

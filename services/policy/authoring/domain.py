@@ -28,6 +28,7 @@ from services.policy.authoring.templates import (
     everywhere,
     expanded,
     is_template,
+    places_of,
 )
 from services.policy.authoring.violations import (
     MAX_ITEMS,
@@ -234,6 +235,30 @@ def warnings_of(policy: Policy) -> tuple[Warned, ...]:
     return tuple(
         Warned(found.path, found.rule.name, found.rule.text, found.rule.refuses)
         for found in findings
+    )
+
+
+def advice_on(template: Any, reference: str, values: Values) -> tuple[Warned, ...]:
+    """Advice on a value where it alone is the text of a field of a template.
+
+    A text with more in it would tell its caller about that.
+
+    Args:
+        template: the document or the form of a template.
+        reference: what it calls the value.
+        values: all that it names.
+    """
+    places = places_of(template, reference)
+    if not places:
+        return ()
+    try:
+        findings = check_policy(expanded({"template": template}, values, "bundle")).findings
+    except DomainError:
+        return ()
+    return tuple(
+        Warned(f"bundle.template.{place}", found.rule.name, found.rule.text, False)
+        for found in findings
+        if not found.rule.refuses and (place := found.path.removeprefix("bundle.")) in places
     )
 
 

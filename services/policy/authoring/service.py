@@ -36,6 +36,8 @@ from services.policy.authoring.configuration import is_console_form
 from services.policy.authoring.domain import (
     Policy,
     Published,
+    Warned,
+    advice_on,
     check_merging,
     compile_policy,
     compile_rollback,
@@ -519,6 +521,14 @@ class PolicyService:
             return False
         # Not the documents: layers have nothing twice.
         return own_of(bundle, document, policy.merging, values) == own_of_version(version)
+
+    async def advice(
+        self, connection: Connection, policy: Policy, reference: str
+    ) -> tuple[Warned, ...]:
+        """Advice on a value of now, of a policy that names it."""
+        bundle = json.loads(policy.authored)
+        values = await self._values(connection, policy.tenant_id, references(bundle))
+        return advice_on(bundle["template"], reference, replace(values, open=frozenset()))
 
     async def has_values(self, connection: Connection, policy: Policy) -> bool:
         """Whether devices have a policy in force with the values of now, or get it by a rollout."""

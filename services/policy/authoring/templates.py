@@ -207,6 +207,12 @@ def alone(template: Mapping[str, Any], place: str) -> Any:
     return made
 
 
+def places_of(template: Any, reference: str) -> frozenset[str]:
+    """The places of a template whose text is a reference and nothing else."""
+    alone = f"{{{{{reference}}}}}"
+    return frozenset(place for place, text in _texts_at(template) if text == alone)
+
+
 def names_elsewhere(template: Any) -> frozenset[str]:
     """What a template's document names outside of networks and VPNs."""
     found: set[str] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -12,10 +13,13 @@ from servicekit.call import Call
 from servicekit.data.postgres import Connection, seeing_all
 from servicekit.errors import DomainError, invalid_field
 from servicekit.peers.tenants import TenantDirectory
+from services.policy.authoring.domain import advice_on
 from services.policy.authoring.filling import as_published
-from services.policy.authoring.layering import InForce, together
+from services.policy.authoring.layering import InForce, own_of_version, together
+from services.policy.authoring.store import get_version
 from services.policy.variables import store
-from services.policy.variables.domain import Variable
+from services.policy.variables.domain import Advice, Taking, Variable
+from services.policy.vault import Vault
 
 _WHY: Final = "templates are of tenants above"
 MOST_LOOKED_AT: Final = 100
@@ -48,11 +52,28 @@ class Above:
         self._layers = layers
         self._deciding = deciding
 
-    async def taking(self, connection: Connection, variable: Variable) -> list[str]:
-        """The names of the policies in force above that take a value of this name."""
+    async def taking(self, connection: Connection, variable: Variable) -> list[Taking]:
+        """The policies in force above that take a value of this name."""
         ids = self._tenants.above(variable.tenant_id)
         async with seeing_all(connection, _WHY):
             return await store.leaving(connection, ids, variable.reference)
+
+    async def advice(
+        self, connection: Connection, vault: Vault, variable: Variable, taking: Sequence[Taking]
+    ) -> list[Advice]:
+        """Advice on a value that was set, of policies above that take it."""
+        found: list[Advice] = []
+        for one in taking[:MOST_LOOKED_AT]:
+            async with seeing_all(connection, _WHY):
+                version = await get_version(connection, vault, one.tenant_id, one.version)
+            left = None if version is None else own_of_version(version).open
+            if left is None:
+                continue
+            own = await store.values(connection, vault, variable.tenant_id, left.names)
+            values = replace(left.values, of={**left.values.of, **own.of}, open=frozenset())
+            warned = advice_on(left.template, variable.reference, values)
+            found += [Advice(one.name, each) for each in warned]
+        return found
 
     async def open_names(self, connection: Connection, tenant_id: UUID) -> set[str]:
         """The names of secrets that policies in force above take from a tenant."""

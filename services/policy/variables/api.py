@@ -11,6 +11,7 @@ from servicekit.ids import given_id
 from servicekit.rpc.pagination import asked_page
 from servicekit.rpc.server import Context
 from servicekit.rpc.values import timestamp
+from services.policy.authoring.api import to_warning
 from services.policy.authoring.publishing import Publishing
 from services.policy.variables.domain import Use, Variable
 from services.policy.variables.service import Shown, Variables
@@ -96,7 +97,11 @@ class VariableApi(policy_pb2_grpc.PolicyVariableServiceServicer):
 def _to_shown(shown: Shown) -> policy_pb2.PolicyVariable:
     message = _to_variable(shown.variable, shown.uses)
     message.sealed_when_published = shown.sealed_when_published
-    message.taken_by.extend(shown.above)
+    message.taken_by.extend(one.name for one in shown.above)
+    for one in shown.advice:
+        warning = to_warning(one.warned)
+        warning.policy_name = one.policy
+        message.warnings.append(warning)
     return message
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from contract.events.policy import VariableSnapshot
 from servicekit.errors import Code, DomainError, exhausted, failed_precondition
 from services.policy.authoring.document import MAX_SECRET
+from services.policy.authoring.domain import Warned
 from services.policy.authoring.violations import MAX_TEXT, Violations, check_text
 
 MOST_VARIABLES: Final = 500
@@ -69,6 +70,23 @@ class Use:
     """Whether what is in force of it was published before the value was set."""
     rollout_id: UUID | None = None
     """The rollout that was begun for the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A policy in force of a tenant above that takes a value in place of its own."""
+
+    name: str
+    tenant_id: UUID
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Advice on a value, of a policy that has it."""
+
+    policy: str
+    warned: Warned
 
 
 def check_value(value: str, *, is_secret: bool) -> None:

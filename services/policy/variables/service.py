@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -25,14 +26,17 @@ from servicekit.peers.tenants import TenantDirectory
 from servicekit.rpc.pagination import Page
 from servicekit.security.sealing import SealingError
 from services.policy.authoring import store as authoring_store
+from services.policy.authoring.agent_rules import MAX_FINDINGS
 from services.policy.authoring.domain import Policy
 from services.policy.authoring.publishing import Publishing
 from services.policy.authoring.service import PolicyService
 from services.policy.bounds import Hourly
 from services.policy.variables import store
-from services.policy.variables.above import Above
+from services.policy.variables.above import MOST_LOOKED_AT, Above
 from services.policy.variables.domain import (
     MOST_VARIABLES,
+    Advice,
+    Taking,
     Use,
     Variable,
     check_value,
@@ -55,8 +59,10 @@ class Shown:
     uses: list[Use]
     sealed_when_published: bool = False
     """Whether what is published with a secret is stored sealed, too."""
-    above: Sequence[str] = ()
-    """The names of policies of tenants above that take it in place of their own value."""
+    above: Sequence[Taking] = ()
+    """The policies of tenants above that take it in place of their own value."""
+    advice: Sequence[Advice] = ()
+    """Advice on a value that was given."""
 
 
 class Variables:
@@ -131,7 +137,7 @@ class Variables:
                 overridable=overridable,
                 urgent=urgent,
             )
-            return await self._shown(connection, variable, [])
+            return await self._shown(connection, variable, [], is_given=True)
 
     async def created(
         self,
@@ -231,6 +237,7 @@ class Variables:
             is_counted = await self._may_be_refused(connection, before, value, publishing)
             if is_counted and not self._refused.take(str(before.id)):
                 raise too_many_refused()
+            is_given = bool(value)
             if not value and overridable is not None:
                 value = await store.value_of(connection, self._vault, before)
             check_value(value, is_secret=before.is_secret)
@@ -259,7 +266,7 @@ class Variables:
                     id=after.id, before=before.snapshot(), after=after.snapshot(len(rollouts))
                 )
                 await self._tell(connection, after, updated)
-            shown = await self._shown(connection, after, uses)
+            shown = await self._shown(connection, after, uses, is_given=is_given)
         if is_counted:
             self._refused.give_back(str(before.id))
         if rollouts:
@@ -282,9 +289,38 @@ class Variables:
             return False
         return publishing is not None or bool(await self._above.taking(connection, variable))
 
-    async def _shown(self, connection: Connection, variable: Variable, uses: list[Use]) -> Shown:
+    async def _shown(
+        self,
+        connection: Connection,
+        variable: Variable,
+        uses: list[Use],
+        *,
+        is_given: bool = False,
+    ) -> Shown:
         above = await self._above.taking(connection, variable)
-        return Shown(variable, uses, variable.is_secret and self._vault.seals, above)
+        advice: list[Advice] = []
+        if is_given:
+            # Of one that was not, advice would tell about the value.
+            with suppress(SealingError):
+                advice = await self._advice(connection, variable, uses[:MOST_LOOKED_AT])
+                advice += await self._above.advice(connection, self._vault, variable, above)
+        is_sealed = variable.is_secret and self._vault.seals
+        return Shown(variable, uses, is_sealed, above, advice[:MAX_FINDINGS])
+
+    async def _advice(
+        self, connection: Connection, variable: Variable, uses: list[Use]
+    ) -> list[Advice]:
+        """Advice on a value, of the policies of its tenant that name it."""
+        found: list[Advice] = []
+        scope = Scope.of(variable.tenant_id)
+        for use in uses:
+            policy = await authoring_store.get_policy(connection, self._vault, scope, use.policy_id)
+            if policy is not None and len(found) < MAX_FINDINGS:
+                found += [
+                    Advice(use.name, each)
+                    for each in await self._policies.advice(connection, policy, variable.reference)
+                ]
+        return found
 
     async def _put(
         self,

@@ -12,7 +12,7 @@ from servicekit.data.postgres import Connection, Scope
 from servicekit.rpc.pagination import Page
 from services.policy.authoring.filling import OwnValues
 from services.policy.authoring.templates import NO_VALUES, Values
-from services.policy.variables.domain import Use, Variable, already_there
+from services.policy.variables.domain import Taking, Use, Variable, already_there
 from services.policy.vault import Vault, of_variable
 
 _COLUMNS: Final = (
@@ -136,8 +136,8 @@ async def policies_with(
 
 async def leaving(
     connection: Connection, tenant_ids: Collection[UUID], reference: str
-) -> list[str]:
-    """The names of policies in force for tenants that leave a value to those below.
+) -> list[Taking]:
+    """The policies in force for tenants that leave a value to those below.
 
     Args:
         connection: that sees these tenants.
@@ -145,14 +145,14 @@ async def leaving(
         reference: what templates call the value.
     """
     rows = await connection.fetch(
-        "SELECT coalesce(p.name, '') AS name FROM policy.assignments a"
+        "SELECT coalesce(p.name, '') AS name, a.tenant_id, a.version FROM policy.assignments a"
         " JOIN policy.versions v ON v.tenant_id = a.tenant_id AND v.version = a.version"
         " LEFT JOIN policy.policies p ON p.tenant_id = a.tenant_id AND p.id = a.policy_id"
         " WHERE a.tenant_id = ANY ($1) AND $2 = ANY (v.leaves) ORDER BY a.tenant_id",
         list(tenant_ids),
         reference,
     )
-    return [row["name"] for row in rows]
+    return [Taking(**row) for row in rows]
 
 
 async def left_open(connection: Connection, tenant_ids: Collection[UUID]) -> set[str]:

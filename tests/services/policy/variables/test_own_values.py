@@ -369,3 +369,35 @@ async def test_a_simulation_has_the_schools_own_values(
     assert got["https://school.example/next"] == 1
     assert got["https://district.example/next"] == 1
     assert not (await district.call("SimulatePolicy", policy_id=above.id)).changes
+
+
+async def test_a_value_of_impossible_length_gets_advice(
+    world: World, district: Keeper, school: Keeper
+) -> None:
+    """Of the district's own policies, and of those above a school; never the value. What was not
+    given, and fields that others have a part in, get none."""
+    host = await _put(district, RESELLER.id, "host", "district.example", overridable=True)
+    wifi = await _put(district, RESELLER.id, "wifi", SECRET, secret=True, overridable=True)
+    assert not host.warnings
+    assert not wifi.warnings
+    template = copy.deepcopy(TEMPLATE)
+    template["template"]["network"]["wifi"] = [
+        {"ssid": "A", "security": "wpa-psk", "passphrase": "{{secret.wifi}}"},
+        {"ssid": "B", "security": "sae", "passphrase": "{{secret.wifi}}"},
+        {"ssid": "C", "security": "wpa-psk", "passphrase": "{{secret.wifi}}{{secret.wifi}}"},
+    ]
+    await district.published(RESELLER.id, template)
+    field = "bundle.template.network.wifi[0].passphrase"
+    told = [("Policy", field, "psk-size")]
+
+    def advice(answer: Any) -> list[tuple[str, str, str]]:
+        assert "short" not in str(answer)
+        return [(one.policy_name, one.field, one.rule) for one in answer.warnings]
+
+    assert advice(await _put(school, ORG.id, "wifi", "short", secret=True)) == told
+    assert advice(await district.variable("Update", id=wifi.id, value="short", apply="NOW")) == told
+    again = await district.variable("Update", id=wifi.id, value="short")
+    assert advice(again) == told
+    assert not advice(await district.variable("Update", id=wifi.id, overridable=False))
+    assert not advice(await district.variable("Get", id=wifi.id))
+    assert not advice(await district.variable("Update", id=wifi.id, value=SECRET))
