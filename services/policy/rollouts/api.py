@@ -179,8 +179,7 @@ class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
         self, request: policy_pb2.GetPolicySettingsRequest, context: Context
     ) -> policy_pb2.PolicySettings:
         """Answers how a tenant publishes."""
-        found = await self._settings.get(context.call, given_id(request.org_id))
-        return await self._shown(found)
+        return self._shown(*await self._settings.get(context.call, given_id(request.org_id)))
 
     async def UpdatePolicySettings(
         self, request: policy_pb2.UpdatePolicySettingsRequest, context: Context
@@ -189,7 +188,7 @@ class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
         freezes = None
         if request.HasField("freezes"):
             freezes = [(one.name, one.first_day, one.last_day) for one in request.freezes.items]
-        found = await self._settings.update(
+        found, effect = await self._settings.update(
             context.call,
             given_id(request.org_id),
             time_zone=request.time_zone if request.HasField("time_zone") else None,
@@ -201,10 +200,9 @@ class RolloutApi(policy_pb2_grpc.PolicyRolloutServiceServicer):
             if request.HasField("default_plan")
             else None,
         )
-        return await self._shown(found)
+        return self._shown(found, effect)
 
-    async def _shown(self, found: Settings) -> policy_pb2.PolicySettings:
-        effect = await self._settings.in_effect(found.tenant_id)
+    def _shown(self, found: Settings, effect: InEffect) -> policy_pb2.PolicySettings:
         return _to_settings(found, effect, self._settings.today(effect))
 
 

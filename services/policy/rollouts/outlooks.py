@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, seeing_all
 from servicekit.errors import invalid_field, not_found
 from servicekit.ids import Clock
+from servicekit.observability import logs
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.authoring import store as authoring_store
 from services.policy.rollouts import store
@@ -20,6 +23,10 @@ from services.policy.rollouts.service import Rollouts, check_groups, check_start
 from services.policy.rollouts.settings import InEffect, Settings
 from services.policy.targets.domain import PolicyTargets
 from services.policy.vault import Vault
+
+log = logs.get(__name__)
+_PATIENCE: Final = 2.0
+"""Seconds that the answer to a publish waits for a count beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +106,25 @@ class Outlooks:
 
     async def frozen_orgs(self, tenant_id: UUID) -> int | None:
         """How many organisations below a tenant are in a freeze of their own; `None` where the
-        tenant is an organisation."""
+        tenant is an organisation, and where they cannot be counted now.
+
+        Never fails: what is published stays so, and an error would have its caller do it again.
+        """
         if self._is_org(tenant_id):
             return None
-        async with self._database.system_transaction(
-            "what tenants below say of freezes is counted"
-        ) as connection:
-            return await self._frozen_below(connection, tenant_id, self._clock())
+        try:
+            async with (
+                asyncio.timeout(_PATIENCE),
+                self._database.system_transaction(
+                    "what tenants below say of freezes is counted"
+                ) as connection,
+            ):
+                return await self._frozen_below(connection, tenant_id, self._clock())
+        except Exception as error:
+            log.warning(
+                "freezes below not counted", tenant=str(tenant_id), error=type(error).__name__
+            )
+            return None
 
     async def _outlook(
         self,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from contract.events.policy import PolicySettingsUpdated
 from servicekit.call import Call
-from servicekit.data.postgres import Database, Scope
+from servicekit.data.postgres import Connection, Database, Scope, seeing_all
 from servicekit.errors import invalid_field, permission_denied
 from servicekit.etags import check_etag
 from servicekit.ids import Clock
@@ -55,8 +55,8 @@ class PublishingSettings:
         self._tenants = tenants
         self._clock = clock
 
-    async def get(self, call: Call, org_id: UUID | None) -> Settings:
-        """What a tenant of the caller's subtree says; the caller's own without.
+    async def get(self, call: Call, org_id: UUID | None) -> tuple[Settings, InEffect]:
+        """What a tenant of the caller's subtree says, the caller's own without; and what counts.
 
         Raises:
             DomainError: NOT_FOUND.
@@ -65,7 +65,8 @@ class PublishingSettings:
         tenant = await self._tenants.require(call.caller, asked)
         async with self._database.transaction(Scope.of(tenant.id)) as connection:
             found = await store.settings(connection, [tenant.id])
-        return found.get(tenant.id, Settings(tenant.id))
+            effect = await self._in_effect(connection, tenant.id)
+        return found.get(tenant.id, Settings(tenant.id)), effect
 
     async def update(
         self,
@@ -76,8 +77,11 @@ class PublishingSettings:
         require_approval: bool | None,
         freezes: Sequence[tuple[str, str, str]] | None,
         default_plan: PlanChange | None = None,
-    ) -> Settings:
+    ) -> tuple[Settings, InEffect]:
         """Says how a tenant publishes; what is `None` stays. What changes nothing writes nothing.
+
+        Answers what counts for its publishes then, too. Nothing is read once it is committed: it
+        could fail for what has happened.
 
         Args:
             freezes: names, first and last days of all of them.
@@ -109,7 +113,7 @@ class PublishingSettings:
                 default_plan=before.default_plan if default_plan is None else plan,
             )
             if after == before:
-                return before
+                return before, await self._in_effect(connection, tenant.id)
             # In no time zone it is an earlier day.
             today = (self._clock() - timedelta(days=1)).date()
             if after.loosens(before, today) and not may_decide_alone(call.caller, tenant.id):
@@ -124,17 +128,15 @@ class PublishingSettings:
                 id=tenant.id, before=before.snapshot(), after=after.snapshot()
             )
             await self._outbox.append(connection, CloudEvent(event, tenant.id))
-        return after
+            return after, await self._in_effect(connection, tenant.id)
 
     def today(self, effect: InEffect) -> date:
         """The day by which freezes count."""
         return self._clock().astimezone(effect.zone).date()
 
-    async def in_effect(self, tenant_id: UUID) -> InEffect:
+    async def _in_effect(self, connection: Connection, tenant_id: UUID) -> InEffect:
         """What counts for publishes of a tenant that the caller may see."""
-        async with self._database.system_transaction(
-            "what tenants above say counts, too"
-        ) as connection:
+        async with seeing_all(connection, "what tenants above say counts, too"):
             return await self._rollouts.in_effect(connection, tenant_id)
 
 

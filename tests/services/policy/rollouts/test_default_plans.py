@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from evergreen.v1 import policy_pb2, policy_pb2_grpc
 from services.policy.rollouts import worker
+from services.policy.rollouts.outlooks import Outlooks
 from tests.conftest import MakeKit, ServeService
 from tests.services.policy.rollouts.school import NEW, OLD, School, opened
 from tests.services.policy.rollouts.test_rollouts import another, with_devices
@@ -302,3 +303,19 @@ async def test_who_publishes_above_is_told_of_freezes_below(school: School) -> N
     assert [one.name for one in found.in_effect.freezes] == ["Holidays", "Exams"]
     refused = await refusal(reseller.call("PublishPolicy", id=policy.id))
     assert refused.reason == "POLICIES_FROZEN"
+
+
+async def test_a_publish_is_answered_without_a_count(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is away just after it: an error would have it published once more."""
+    reseller = above(school)
+    policy = await reseller.create(RESELLER.id, OLD)
+
+    async def away(*_: object) -> int:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(Outlooks, "_frozen_below", away)
+    answer = await reseller.call("PublishPolicy", id=policy.id)
+    assert answer.in_force
+    assert not answer.HasField("frozen_orgs")
