@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evergreen.v1 import rules_pb2
 from servicekit.errors import FieldViolation
+from servicekit.rpc.patterns import WORDS
 from servicekit.serials import as_printed
 from servicekit.texts import email_fault, name_fault, text_fault, tidy
 from servicekit.times import EARLIEST, RULE, TOO_LATE
@@ -170,6 +171,7 @@ def _string_check(field: FieldDescriptor, rule: rules_pb2.FieldRules) -> _ValueC
     most = (rule.item_max_len if field.is_repeated else rule.max_len) or DEFAULT_MAX_STRING
     least = 0 if field.is_repeated else rule.min_len
     pattern = re.compile(rule.pattern) if rule.pattern else None
+    words = WORDS[rule.pattern] if rule.pattern else ""
     any_of = frozenset(rule.any_of)
     is_id = rule.format == rules_pb2.FieldRules.FORMAT_UUID
     text_check = _TEXTS.get(rule.format)
@@ -183,7 +185,7 @@ def _string_check(field: FieldDescriptor, rule: rules_pb2.FieldRules) -> _ValueC
             return "must be one of " + ", ".join(f'"{v}"' for v in rule.any_of if v)
         # An empty optional value means "not given"; min_len refuses it where that matters.
         if value and pattern is not None and pattern.fullmatch(value) is None:
-            return f"must match {rule.pattern}"
+            return words
         if is_id and (value or field.is_repeated) and not is_uuid(value):
             return "must be a UUID"
         return text_check(value) if value and text_check is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.contexts import CONTEXTS
 from evergreen.v1 import (
     attestation_pb2,
     device_pb2,
@@ -18,6 +20,7 @@ from evergreen.v1 import (
     rules_pb2,
     telemetry_pb2,
 )
+from servicekit.rpc.patterns import WORDS
 from servicekit.rpc.rules import is_uuid, violations
 from servicekit.texts import NAME_PATTERN, TEXT_PATTERN, name_fault, text_fault, tidy
 
@@ -43,7 +46,7 @@ def broken(message: Message) -> list[tuple[str, str]]:
         (
             identity_pb2.CreateTenantRequest(name="N", code="-a"),
             "code",
-            "must match ([a-z0-9]([a-z0-9-]*[a-z0-9])?)?",
+            "must have small letters, digits and hyphens, and no hyphen at an end",
         ),
         (
             identity_pb2.UpdateTenantRequest(id=ID, name=""),
@@ -208,6 +211,19 @@ def test_every_field_that_people_name_things_with_has_the_rule() -> None:
                     assert rule.format in known[field.name], field.full_name
                     seen.add(field.full_name)
     assert len(seen) >= 10
+
+
+def test_every_pattern_has_words() -> None:
+    """People are told what to write, not a regular expression."""
+    seen = {
+        field.GetOptions().Extensions[rules_pb2.rules].pattern
+        for context in (*CONTEXTS, "device", "person")
+        for message in importlib.import_module(
+            f"evergreen.v1.{context}_pb2"
+        ).DESCRIPTOR.message_types_by_name.values()
+        for field in message.fields
+    }
+    assert seen - {""} == WORDS.keys()
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])))
