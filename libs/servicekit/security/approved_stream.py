@@ -256,4 +256,12 @@ def _base64(raw: bytes) -> bytes:
 
 
 def _unbase64(text: bytes) -> bytes:
-    return base64.b64decode(text + b"=" * (-len(text) % 4))
+    """Bytes of base64 that has one form only, or else the file could be changed and still open.
+
+    Raises:
+        OpeningError: it has bits that count for nothing.
+    """
+    raw = base64.b64decode(text + b"=" * (-len(text) % 4))
+    if _base64(raw) != text:
+        raise OpeningError("the beginning is damaged")
+    return raw
