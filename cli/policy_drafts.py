@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -79,7 +80,8 @@ def edit(
         if name:
             body["name"] = name
         if not body:
-            raise CliError("say what to change: --from-file, --merging or --name")
+            as_it_is = "; `policies publish` publishes a policy as it is" if publish else ""
+            raise CliError(f"say what to change: --from-file, --merging or --name{as_it_is}")
         found = found_policy(api, org, policy)
         body["etag"] = found["etag"]
         _tell(api.patch(f"/api/policies/{found['id']}", body | _signed(publish)), asked=publish)
@@ -142,10 +144,18 @@ def rollback(
     password_file: PasswordFile = None,
 ) -> None:
     """Publish an earlier version anew, to all devices at once; also in freezes."""
+    from cli.client import RefusedError  # noqa: PLC0415 - `evergreen up` loads this file
+
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = found_policy(api, org, policy)
         body = {"version": version, "etag": found["etag"]}
-        _tell(api.post(f"/api/policies/{found['id']}/rollback", body), asked=True)
+        try:
+            done = api.post(f"/api/policies/{found['id']}/rollback", body)
+        except RefusedError as error:
+            if error.status != HTTPStatus.NOT_FOUND and not str(error).startswith("version:"):
+                raise
+            raise CliError(f"{error}; `policies versions` lists those that there are") from error
+        _tell(done, asked=True)
 
 
 def delete(

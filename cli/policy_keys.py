@@ -10,13 +10,13 @@ from uuid import uuid4
 
 import typer
 
-from cli.confirm import DryRun, Expect, Yes, confirmed
+from cli.confirm import DryRun, Expect, Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.files import written
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, AT_ONCE, tenant_id
 from cli.session import session
-from cli.tables import moment, show_list, table
+from cli.tables import counted, moment, show_list, table
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -110,7 +110,10 @@ def retire(
 
 
 def compromised(
-    key: Key,
+    key: Annotated[
+        str, typer.Argument(help="The key, by its id or a beginning that no other key has.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: Home = None,
     url: Url = "",
     ca_file: CaFile = None,
@@ -120,6 +123,14 @@ def compromised(
     """Say that a key for policies is in wrong hands; new devices get another one from now on."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = _found(api, key)
+        if not yes and not found.get("compromisedAt"):
+            need_terminal("--yes")
+            typer.echo(
+                f"Key {found['keyId']}, which {counted(found['devices'], 'device')} pin: its public"
+                " log says for ever that it is in wrong hands.",
+                err=True,
+            )
+            typer.confirm("Is it in wrong hands?", abort=True, err=True)
         api.post(f"/api/policy-keys/{found['id']}/mark-compromised", {})
         typer.echo(
             f"No new enrollment token carries key {found['keyId']}. It signs on for"
@@ -355,7 +366,7 @@ def _found(api: Api, key: str) -> dict[str, Any]:
         CliError: there is none, or several begin so.
     """
     found = [one for one in managed(api) if key in {one["id"], one["keyId"]}] or [
-        one for one in managed(api) if one["keyId"].startswith(key)
+        one for one in managed(api) if key and one["keyId"].startswith(key)
     ]
     if len(found) != 1:
         said = "no key for policies begins" if not found else f"{len(found)} keys begin"

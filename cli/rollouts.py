@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -129,11 +131,27 @@ def create(
         plan |= {"onFailure": "ROLL_BACK" if roll_back else "PAUSE", "windows": windows or []}
         plan["maxPerMinute"] = max_per_minute
         body = {"plan": plan, "urgent": urgent, "supersede": supersede, "note": note}
-        answer = api.post(f"/api/policies/{found['id']}/publish", body)
+        with _may_have_begun():
+            answer = api.post(f"/api/policies/{found['id']}/publish", body)
         if found["signed"]:
             same = f"{found['name']} has no unpublished changes: devices that have it get nothing"
             typer.echo(same, err=True)
         _tell(api.get(f"/api/rollouts/{answer['rolloutId']}"))
+
+
+@contextmanager
+def _may_have_begun() -> Iterator[None]:
+    """Says where to look when no answer came: once more would be another rollout."""
+    from cli.client import AwayError, RefusedError  # noqa: PLC0415 - `evergreen up` loads this file
+
+    try:
+        yield
+    except (AwayError, RefusedError) as error:
+        if isinstance(error, RefusedError) and error.status != HTTPStatus.GATEWAY_TIMEOUT:
+            raise
+        raise CliError(
+            f"{error}; it may have begun: look at `evergreen rollouts list` before you try again"
+        ) from error
 
 
 @app.command("list")

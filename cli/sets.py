@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from cli.confirm import Expect, Yes, confirmed, need_terminal
+from cli.confirm import Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, Tenant, org_or_above
@@ -135,7 +135,15 @@ def apply(
     prune: Prune = False,
     adopt: Adopt = False,
     yes: Yes = False,
-    expect: Expect = None,
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect",
+            help="How many devices it may change, which is asked for above 100; `plan` counts"
+            " them.",
+            min=0,
+        ),
+    ] = None,
     expect_deleted: Annotated[
         int | None,
         typer.Option(
@@ -184,7 +192,7 @@ def export(
             " published again.",
         ),
     ] = False,
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     org: Tenant = "",
     home: Home = None,
     url: Url = "",

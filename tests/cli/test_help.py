@@ -45,6 +45,16 @@ def test_help_shows_them() -> None:
     assert re.search(r"--yes +Do not ask", done.output)
 
 
+@pytest.mark.parametrize("command", ["apply", "export"])
+def test_sets_name_no_option_that_they_lack(command: str) -> None:
+    """What `--help` points to is there."""
+    runner = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"})
+    shown = runner.invoke(app, [command, "--help"]).output
+    found = next(one for one in _leaves(get_command(app)) if one.name == command)
+    options = {name for one in found.params for name in one.opts} | {"--help"}
+    assert set(re.findall(r"--[a-z-]+", shown)) <= options
+
+
 @pytest.mark.parametrize(
     ("label", "word"),
     [

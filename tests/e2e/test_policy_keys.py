@@ -81,3 +81,10 @@ def test_a_school_moves_to_a_key_of_its_own(stack: Stack, org: Org, tmp_path: Pa
     entries = ok(org.root.get("/api/audit", params={"orgId": org.id}))["entries"]
     told = [one["action"] for one in entries if one["action"].startswith("policy.key_")]
     assert set(told) == {"policy.key_created", "policy.key_activated", "policy.key_retired"}
+    # What the log says for ever is asked for, and of one key.
+    asked = evergreen("keys", "compromised", second, "--home", stack.home)
+    assert (asked.returncode, "give --yes. Nothing was changed" in asked.stderr) == (2, True)
+    keys("compromised", "", "--yes", code=2)
+    assert listed()[second]["state"] == "active"
+    assert "No new enrollment token" in keys("compromised", second, "--yes")
+    assert listed()[second]["state"] == "compromised"

@@ -58,6 +58,11 @@ def test_a_policy_is_written_and_published(
     assert "v3 is in force" in run(stack, org, "policies", "rollback", "Base", "1")
     assert "as version 1" in run(stack, org, "policies", "versions", "Base")
     assert "say what to change" in run(stack, org, "policies", "edit", "Base", code=2)
+    said = run(stack, org, "policies", "edit", "Base", "--publish", code=2)
+    assert "`policies publish` publishes a policy as it is" in said
+    for version in ("99", "v1"):
+        said = run(stack, org, "policies", "rollback", "Base", version, code=2)
+        assert "`policies versions` lists" in said
     assert "unpublished" not in run(stack, org, "policies", "diff", "Base")
     same = "Base has no unpublished changes"
     assert same in run(stack, org, "rollouts", "create", "Base")
