@@ -186,7 +186,8 @@ def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
         where = ["--org", org.id, "--home", str(stack.home)]
         done = CliRunner().invoke(app, [*words, *where], input=value)
         assert done.exit_code == code, done.output
-        assert "passphrase" not in done.output
+        assert " passphrase" not in done.output
+        assert "abc12" not in done.output
         return done.output
 
     assert said("variables", "set", "host", "one.example") == "host is set.\n"
@@ -202,6 +203,8 @@ def test_variables_and_secrets(stack: Stack, root: httpx.Client) -> None:
     agent = org.device()
     later = said("variables", "set", "host", "two.example")
     assert "Base: devices get the value with its next publish" in later
+    advice = said("secrets", "set", "wifi", value="abc12")
+    assert "warning: Base, bundle.template.network.wifi[0].passphrase must have 8 to 63" in advice
     waits = said("secrets", "set", "wifi", value="the second passphrase")
     assert "Base: devices get the value with its next publish" in waits
     now = said("secrets", "set", "wifi", "--now", value="the second passphrase")
