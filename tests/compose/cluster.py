@@ -210,6 +210,9 @@ class Cluster:
             if "emptyDir" in volume:
                 found[volume["name"]] = self._empty(spec, pod)
                 continue
+            if "hostPath" in volume:
+                found[volume["name"]] = Path(volume["hostPath"]["path"])
+                continue
             projected = volume.get("projected", volume.get("secret", {}))
             sources = projected.get("sources", [volume])
             files: dict[str, bytes] = {}

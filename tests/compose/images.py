@@ -6,6 +6,7 @@ from the packages that are installed here anyway.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.support.paths import ROOT
 
 _STAND_INS = Path(__file__).with_name("stand_ins")
 _BASE = "debian:trixie-slim"
+_FIPS = "evergreen-backend-fips"
 _CA = Path("/etc/ssl/certs/ca-certificates.crt")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CREATED = "2031-02-03T04:05:06Z"
@@ -73,6 +75,23 @@ def build(docker: Docker, commit: str = COMMIT, *, tree: Path = ROOT, tag: str =
     return done.stdout.strip()
 
 
+def build_fips(docker: Docker, wheels: Path) -> str:
+    """Builds the image for FIPS mode upon ours, from wheels that are there already; answers its
+    name."""
+    name = f"{_FIPS}:{ours().partition(':')[2]}"
+    with tempfile.TemporaryDirectory(prefix="evergreen-fips-") as place:
+        context = Path(place)
+        for file in ("Dockerfile.fips", ".dockerignore"):
+            shutil.copy(ROOT / file, context)
+        shutil.copytree(ROOT / "deploy/docker", context / "deploy/docker")
+        (context / "fips-wheels").mkdir()
+        for wheel in wheels.glob("*.whl"):
+            shutil.copy(wheel, context / "fips-wheels")
+        words = (f"--build-arg=BASE={ours()}", "--file", context / "Dockerfile.fips")
+        docker("build", "--quiet", "--network=host", *words, "--tag", name, context)
+    return name
+
+
 def layers_above_the_base(docker: Docker) -> int:
     """Bytes of our image's own layers."""
     sizes = [
@@ -104,7 +123,7 @@ def _make_base(docker: Docker) -> None:
             assert tar.stdout is not None
             subprocess.run(
                 [docker.program, "import", "--change=ENV PIP_CERT=/etc/build-ca.pem", "-", _BASE],
-                env={"PATH": "/usr/bin:/bin", **docker.environment},
+                env={**os.environ, **docker.environment},
                 stdin=tar.stdout,
                 stdout=subprocess.DEVNULL,
                 check=True,

@@ -36,6 +36,8 @@ class Project:
     name: str = field(default_factory=lambda: f"evergreen-test-{os.getpid()}-{free_port()}")
     file: Path = ROOT / "docker-compose.yaml"
     """This tree's, or another release's."""
+    more: tuple[Path, ...] = ()
+    """Files that are read behind it."""
 
     def __post_init__(self) -> None:
         events = free_port()
@@ -46,10 +48,15 @@ class Project:
             "EVENTS_URL": f"tls://localhost:{events}",
             "PROMETHEUS_PORT": str(self.prometheus),
             "DEMO_DEVICES": "3",
-            **self.settings,
         }
+        self._lines = lines
+        self.set(**self.settings)
+
+    def set(self, **settings: str) -> None:
+        """Changes settings in `.env`; the next `up` takes them over."""
+        self._lines |= settings
         self._env = self.directory / "env"
-        self._env.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+        self._env.write_text("".join(f"{key}={value}\n" for key, value in self._lines.items()))
 
     @property
     def url(self) -> str:
@@ -57,9 +64,10 @@ class Project:
 
     def compose(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs `docker compose` on this project."""
+        files = (word for file in (self.file, *self.more) for word in ("--file", file))
         return self.docker(
             *("compose", "--project-name", self.name, "--env-file", self._env),
-            *("--file", self.file, *words),
+            *(*files, *words),
             check=check,
         )
 

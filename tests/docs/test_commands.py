@@ -97,7 +97,7 @@ BY_HAND: Final = {
     "docs/contributing.md": "starting a clone installs its packages",
     "docs/fips.md": (
         "it needs a module and a build against it; tests/external/test_fips.py has the module,"
-        " tests/cli/test_fips.py runs the commands"
+        " tests/cli/test_fips.py runs the commands, tests/compose/test_fips.py the containers"
     ),
     "docs/forwarding.md": "the receivers are others'; tests/external has rsyslog and syslog-ng",
     "docs/install.md": (
