@@ -311,7 +311,7 @@ def test_policy_secrets(reader: Reader) -> None:
         assert "another passphrase" not in said.rpartition("is in force")[2]
         said = reader.run([*day(), *commands.take("A school's own values")])
         assert "District, of a tenant above: devices get the value now" in said
-        assert said.rstrip().endswith("start is deleted.\nfalse")
+        assert said.rstrip().endswith("start is deleted.\nDistrict is not in force.")
         said = reader.run(commands.take("Sealed in the database"))
     assert "rows were sealed." in said
     assert "policy.documents  0 to seal" in said
@@ -324,7 +324,7 @@ def test_attestation_gates(reader: Reader, stack: Stack, root: httpx.Client) -> 
         said = reader.run([*day(), *commands.take("Enforce it")])
     assert "0 of" in said
     assert said.count("ENFORCE: at least KNOWN_TPM, 24 hours") == 2
-    assert said.rstrip().endswith("OFF: at least KNOWN_TPM, 24 hours")
+    assert said.rstrip().endswith("OFF: at least KNOWN_TPM, 24 hours to send evidence")
     gate = ok(root.get("/api/attestation-gate", params={"orgId": stack.tenant_id}))
     assert (gate["mode"], gate["maxPercent"]) == ("OFF", 10)
     for policy in ok(root.get("/api/policies"))["policies"]:
