@@ -50,6 +50,14 @@ class NoDockerError(Exception):
     """There is no Docker to be had here; the message says why."""
 
 
+def with_compose() -> str | None:
+    """The command `docker` that has Compose: it is a plugin, and many machines lack it."""
+    # The plugin belongs to Debian's command; another one may be first in PATH.
+    programs = [p for p in ("/usr/bin/docker", shutil.which("docker")) if p and Path(p).exists()]
+    with_it = (p for p in programs if Docker(p)("compose", "version", check=False).returncode == 0)
+    return next(with_it, None)
+
+
 @contextlib.contextmanager
 def daemon() -> Iterator[Docker]:
     """Docker with Compose, as it is, or started for the block (by root).
@@ -57,12 +65,10 @@ def daemon() -> Iterator[Docker]:
     Raises:
         NoDockerError: neither is possible.
     """
-    # A Compose plugin belongs to Debian's command; another one may be first in PATH.
-    programs = [p for p in ("/usr/bin/docker", shutil.which("docker")) if p and Path(p).exists()]
-    found = [p for p in programs if Docker(p)("compose", "version", check=False).returncode == 0]
-    if not found:
+    program = with_compose()
+    if program is None:
         raise NoDockerError("the command `docker compose` is not installed")
-    docker = Docker(found[0])
+    docker = Docker(program)
     if docker("info", check=False).returncode == 0:
         yield docker
         return
@@ -82,7 +88,7 @@ def daemon() -> Iterator[Docker]:
             process = subprocess.Popen(
                 [*words, f"--pidfile={name}/pid"], stdout=log, stderr=subprocess.STDOUT
             )
-        started = Docker(found[0], {"DOCKER_HOST": socket})
+        started = Docker(program, {"DOCKER_HOST": socket})
         try:
 
             def answers() -> bool:

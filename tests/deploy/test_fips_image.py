@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -18,6 +17,7 @@ from contract.contexts import CONTEXTS
 from servicekit.http.ops import OpsApp
 from servicekit.http.protocol import DeviceServer
 from servicekit.security import mode
+from tests.compose.docker import with_compose
 from tests.support.paths import ROOT
 from tests.support.stack import PATIENCE, free_port
 
@@ -198,12 +198,14 @@ def test_compose_starts_nothing_where_fips_mode_cannot_be_had(files: tuple[Any, 
     assert {name for name in usual["services"] if not waits(name)} == alone
 
 
-@pytest.mark.skipif(shutil.which("docker") is None, reason="needs the program docker")
 def test_compose_joins_both_files() -> None:
     """What a service has already stays; the second file adds to it."""
+    program = with_compose()
+    if program is None:
+        pytest.skip("needs the command `docker compose`")
     files = ("-f", "docker-compose.yaml", "-f", "docker-compose.fips.yaml")
     done = subprocess.run(
-        ["docker", "compose", *files, "--profile", "*", "config", "--format", "json"],
+        [program, "compose", *files, "--profile", "*", "config", "--format", "json"],
         cwd=ROOT,
         capture_output=True,
         text=True,

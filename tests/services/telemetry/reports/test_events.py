@@ -195,25 +195,30 @@ async def test_no_events_are_accepted(world: World) -> None:
 async def test_huge_payloads_in_grpc_are_quarantined_unread(world: World) -> None:
     """To make JSON of millions of values would take seconds, in which nobody else is served."""
     device = world.device()
-    request = device_pb2.ReportEventsRequest(device_id=str(device.id))
     number_value = b"\x0a\x09\x11" + struct.pack("<d", 1.5)
-    for number in range(2):
-        item = request.events.add(id=str(number), type="t")
-        item.timestamp.GetCurrentTime()
-        item.payload.list_value.MergeFromString(number_value * 1_000_000)
     small = struct_pb2.Value()
     small.list_value.MergeFromString(number_value * 500_000)
-    begun = time.process_time()
-    from_value(small)
-    made = 4 * (time.process_time() - begun)
-    begun = time.process_time()
-    device_pb2.ReportEventsRequest.FromString(request.SerializeToString())
-    sent = time.process_time() - begun
-    begun = time.process_time()
-    answer = await device.grpc.ReportEvents(request, metadata=device.metadata, timeout=120)
-    assert (answer.accepted, answer.quarantined) == (0, 2)
-    # The service runs in this process: two million values were never made JSON of.
-    assert time.process_time() - begun < sent + made
+
+    async def is_unread(name: str) -> bool:
+        """Whether the service, which runs in this process, took less than JSON of it takes."""
+        request = device_pb2.ReportEventsRequest(device_id=str(device.id))
+        for number in range(2):
+            item = request.events.add(id=f"{name}{number}", type="t")
+            item.timestamp.GetCurrentTime()
+            item.payload.list_value.MergeFromString(number_value * 1_000_000)
+        begun = time.process_time()
+        from_value(small)
+        made = 4 * (time.process_time() - begun)
+        begun = time.process_time()
+        device_pb2.ReportEventsRequest.FromString(request.SerializeToString())
+        sent = time.process_time() - begun
+        begun = time.process_time()
+        answer = await device.grpc.ReportEvents(request, metadata=device.metadata, timeout=120)
+        assert (answer.accepted, answer.quarantined) == (0, 2)
+        return time.process_time() - begun < sent + made
+
+    # What else runs on the machine makes the same work dearer for a while.
+    assert await is_unread("a") or await is_unread("b") or await is_unread("c")
     listed = (await world.admin.quarantined()).quarantined_events
     assert {e.reason.partition(" (")[0] for e in listed} == {
         "payload: must have at most 65536 bytes"
