@@ -11,7 +11,7 @@ from uuid import UUID
 
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, seeing_all
-from servicekit.errors import DomainError, invalid_field
+from servicekit.errors import DomainError
 from servicekit.peers.tenants import TenantDirectory
 from services.policy.authoring.domain import advice_on
 from services.policy.authoring.filling import as_published
@@ -95,15 +95,13 @@ class Above:
         await self._deciding.check_values(connection, call, variable.tenant_id, urgent=urgent)
         return True
 
-    async def check_fits(self, connection: Connection, tenant_id: UUID) -> None:
-        """Checks that devices can apply the templates with the tenant's values as they are now.
+    async def misfit(self, connection: Connection, tenant_id: UUID) -> str:
+        """Why devices cannot apply the templates with the tenant's values as they are now, and for
+        which organisation below; empty where they can.
 
         Devices are those of organisations. So of a tenant between those below are looked at, as far
         as theirs fit until now: first those with policies or values of their own. Of the others one
         is as good as all.
-
-        Raises:
-            DomainError: INVALID_ARGUMENT.
         """
         below = [
             node.id
@@ -122,9 +120,8 @@ class Above:
             if one not in held and (problem := _problem(found[one])):
                 node = self._tenants.known(one)
                 whom = "" if node is None or one == tenant_id else f", for {node.name} below"
-                raise invalid_field(
-                    "value", f"does not fit where a policy above names it{whom}: {problem}"
-                )
+                return f"does not fit where a policy above names it{whom}: {problem}"
+        return ""
 
 
 def _problem(layers: Sequence[InForce]) -> str:

@@ -134,3 +134,8 @@ def still_used(uses: list[Use]) -> DomainError:
     """The policies could not be published any more."""
     names = ", ".join(one.name for one in uses[:10]) + (" ..." if len(uses) > 10 else "")
     return failed_precondition("VARIABLE_USED", f"policies name it: {names}; change them first")
+
+
+def still_needed(problem: str) -> DomainError:
+    """What devices would get in its place cannot be applied."""
+    return failed_precondition("VARIABLE_USED", f"the value above, in its place, {problem}")

@@ -16,7 +16,7 @@ from contract.events.policy import (
 )
 from servicekit.call import Call
 from servicekit.data.postgres import Connection, Database, Scope
-from servicekit.errors import not_found
+from servicekit.errors import invalid_field, not_found
 from servicekit.etags import check_etag
 from servicekit.feeds.changes import Changes
 from servicekit.ids import Clock, new_id
@@ -40,6 +40,7 @@ from services.policy.variables.domain import (
     Use,
     Variable,
     check_value,
+    still_needed,
     still_used,
     too_many,
     too_many_refused,
@@ -334,8 +335,8 @@ class Variables:
         """Stores a value, which devices get at once where policies above take it."""
         taken = await self._above.check_change(connection, call, variable, urgent=urgent)
         await store.put(connection, self._vault, variable, value)
-        if taken:
-            await self._above.check_fits(connection, variable.tenant_id)
+        if taken and (problem := await self._above.misfit(connection, variable.tenant_id)):
+            raise invalid_field("value", problem)
 
     def _changed(self, call: Call, before: Variable, value: str) -> Variable:
         is_secret, revision = before.is_secret, before.revision + 1
@@ -357,7 +358,8 @@ class Variables:
             urgent: also in a freeze, where policies above take it.
 
         Raises:
-            DomainError: NOT_FOUND; FAILED_PRECONDITION while a policy names it, and in a freeze.
+            DomainError: NOT_FOUND; FAILED_PRECONDITION while a policy names it, where the value of
+                the tenant above does not fit in its place, and in a freeze.
         """
         scope = await self._tenants.query_scope(call.caller)
         async with self._database.transaction(scope) as connection:
@@ -371,12 +373,15 @@ class Variables:
         """Deletes a variable that is locked.
 
         Raises:
-            DomainError: FAILED_PRECONDITION while a policy names it, and in a freeze.
+            DomainError: FAILED_PRECONDITION while a policy names it, where the value of the tenant
+                above does not fit in its place, and in a freeze.
         """
         if uses := await store.uses(connection, variable):
             raise still_used(uses)
-        await self._above.check_change(connection, call, variable, urgent=urgent)
+        taken = await self._above.check_change(connection, call, variable, urgent=urgent)
         await store.delete(connection, variable)
+        if taken and (problem := await self._above.misfit(connection, variable.tenant_id)):
+            raise still_needed(problem)
         deleted = PolicyVariableDeleted(id=variable.id, before=variable.snapshot())
         await self._tell(connection, variable, deleted)
 

@@ -262,6 +262,33 @@ async def test_a_districts_value_has_to_fit_for_its_schools(
     await district.variable("Update", id=start.id, value="z" * 8)
 
 
+async def test_a_value_is_not_deleted_where_that_above_does_not_fit(
+    world: World, district: Keeper, school: Keeper
+) -> None:
+    """A value in its place is tried as a new one is, for the schools below, too."""
+    root = Keeper(world.channel, ROOT.id)
+    await _put(root, ROOT.id, "start", "x" * 20, overridable=True)
+    await _put(root, ROOT.id, "end", "x", overridable=True)
+    network = {"ssid": "{{var.start}}{{var.end}}", "security": "none"}
+    await root.published(ROOT.id, {"template": {"network": {"wifi": [network]}}})
+    device = Seen(world, ORG.id)
+    await device.gets()
+    start = await _put(district, RESELLER.id, "start", "z")
+    end = await _put(school, ORG.id, "end", "y" * 25)
+    assert (await device.gets())["network"]["wifi"][0]["ssid"] == "z" + "y" * 25
+    refused = await refusal(district.variable("Delete", id=start.id))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "VARIABLE_USED",
+    )
+    assert f"for {ORG.name} below" in json.dumps(refused.body)
+    assert await device.stays()
+    await school.variable("Delete", id=end.id)
+    await device.gets()
+    await district.variable("Delete", id=start.id)
+    assert (await device.gets())["network"]["wifi"][0]["ssid"] == "x" * 21
+
+
 async def test_a_lock_takes_no_value_away_that_fits(
     world: World, district: Keeper, school: Keeper
 ) -> None:
