@@ -323,7 +323,8 @@ def _row(policy: Any, aliases: Mapping[str, str]) -> tuple[str, ...]:
     if targets["deviceIds"]:
         parts.append(counted(len(targets["deviceIds"]), "device"))
     where = ", ".join(parts) or "all devices"
-    return policy["name"], policy["version"], state, changed, where, policy["id"]
+    version = "-" if policy["version"] == "0" else policy["version"]
+    return policy["name"], version, state, changed, where, policy["id"]
 
 
 def _version_row(version: Any, coming: str) -> tuple[str, ...]:
