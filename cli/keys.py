@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import typer
 
+from cli import key_ids
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import codes_of, tenant_id
@@ -35,8 +36,6 @@ _NOT_ROTATED: Final = {
 }
 """Purposes that have a key and no rotation, and why."""
 _POLICIES: Final = "policies"
-_SHOWN: Final = 16
-"""Of a key's id: commands take its beginning, and --json has all of it."""
 _COLUMNS: Final = (
     "PURPOSE",
     "STATE",
@@ -175,7 +174,7 @@ def _table(keys: list[dict[str, Any]], codes: Mapping[str, str]) -> list[str]:
             moment(key.get("signsFrom")),
             moment(key.get("verifiesUntil")),
             str(key.get("devices", "-")),
-            key["keyId"][:_SHOWN],
+            key["keyId"][: key_ids.SHORT],
         )
         for key in sorted(keys, key=lambda key: places[key["purpose"]])
     ]

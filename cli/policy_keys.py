@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import uuid4
@@ -13,6 +14,7 @@ import typer
 from cli.confirm import DryRun, Expect, Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.files import written
+from cli.key_ids import KeyCommand
 from cli.options import CaFile, Email, Home, PasswordFile, Url
 from cli.places import ALL, AT_ONCE, tenant_id
 from cli.session import session
@@ -356,7 +358,8 @@ def add_to(app: typer.Typer) -> None:
         ("accept", accept),
     )
     for name, command in commands:
-        app.command(name)(command)
+        takes_key = "key" in signature(command).parameters
+        app.command(name, cls=KeyCommand if takes_key else None)(command)
 
 
 def _found(api: Api, key: str) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import base64
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -143,3 +145,33 @@ def test_a_root_signs_without_a_network(tmp_path: Path) -> None:
     )
     assert run(*signing)[0] == 2
     assert not made.exists()
+
+
+DASHED = "-IyaDEJ_Zr2PhgS8"
+WHOLE = f"--{'Aa_-' * 10}a"
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "key"),
+    [
+        ("devices", [DASHED, "--json"], DASHED),
+        ("pem", ["--url", "https://evergreen.example", WHOLE], WHOLE),
+        ("retire", ["--give-up-devices", "--", DASHED], DASHED),
+        ("request", [DASHED, "-o", "request.json"], DASHED),
+        ("activate", ["PiM7wl6cCISku65c"], "PiM7wl6cCISku65c"),
+        ("retire", ["--give-up-devices", "PiM7"], "PiM7"),
+    ],
+)
+def test_a_key_whose_id_begins_with_a_dash_is_an_argument(
+    command: str, words: list[str], key: str
+) -> None:
+    """One key in 64 has such an id, and everybody copies it from a list."""
+    every: Any = get_command(app)
+    found = every.commands["keys"].commands[command]
+    assert found.make_context(command, words).params["key"] == key
+
+
+def test_what_is_no_option_and_no_id_is_refused() -> None:
+    """A slip of the keyboard is not looked for among keys."""
+    code, said = run("devices", "--jsno", DASHED)
+    assert (code, "No such option: --jsno" in said) == (2, True)
