@@ -613,7 +613,11 @@ def test_another_machine(reader: Reader, stack: Stack, place: Path) -> None:
             told = other.run([check.filled({"/tmp/rehearsal": str(home)})], EVERGREEN_PORT=port)
             assert "Verified: " in told
         with started(other, commands.take("Restore")) as restored, restored.first_owner() as root:
-            assert "audit.restored" in str(ok(root.get("/api/audit")))
+            until(
+                lambda: "audit.restored" in str(ok(root.get("/api/audit"))),
+                PATIENCE,
+                "the log does not tell of the restore",
+            )
 
     before = Path(restored.ca_file).read_text()
     with Commands(CERTIFICATES, "make-run") as commands:
