@@ -1,4 +1,4 @@
-"""`evergreen orgs`: organisations and resellers, from their archive to their end."""
+"""`evergreen orgs`: organisations and resellers, from their first day to their end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import typer
 from cli.confirm import DryRun, Expect, Yes, confirmed, need_terminal
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
+from cli.places import tenant_id
 from cli.session import session
-from cli.tables import moment, show_list
+from cli.tables import moment, printable, show_list
 
 if TYPE_CHECKING:
     from cli.client import Api
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="orgs",
-    help="Organisations: list, archive, restore, delete, export.",
+    help="Organisations: list, create, change, archive, restore, delete, export.",
     no_args_is_help=True,
 )
 
@@ -77,6 +78,61 @@ def show(
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
         found = api.get(f"/api/tenants/{_found(api, org, deleted=True)['id']}")
         typer.echo(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def create(
+    code: Annotated[
+        str,
+        typer.Argument(
+            help="Its code: small letters, digits and -. Pre-shared keys of its devices begin so."
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="A name for people.")],
+    reseller: Annotated[
+        bool, typer.Option("--reseller", help="A tenant for organisations below it.")
+    ] = False,
+    parent: Annotated[
+        str,
+        typer.Option(
+            "--parent",
+            help="The tenant above, by its code or id; yours when not given.",
+            show_default=False,
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The new tenant as JSON.")] = False,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Create an organisation, or a reseller that organisations are created below."""
+    with told(_FAILED):
+        if not code:
+            # Without one the server would make it from the name.
+            raise CliError("code: is required")
+        with session(home, url, ca_file, email, password_file) as api:
+            body: dict[str, Any] = {"name": name, "code": code, "reseller": reseller}
+            if parent:
+                body["parentId"] = tenant_id(api, parent)
+            made = api.post("/api/tenants", body)
+        if as_json:
+            typer.echo(json.dumps(made, ensure_ascii=False, indent=2))
+            return
+        kind = "a reseller" if reseller else "an organisation"
+        typer.echo(
+            f"{printable(made['name'])} is {kind} with the code {made['code']} and the id"
+            f" {made['id']}."
+        )
+        following = (
+            f"`evergreen orgs create CODE --name NAME --parent {made['code']}` makes an"
+            " organisation below it."
+            if reseller
+            else f"`evergreen enrollment-tokens create --org {made['code']} --name NAME` makes the"
+            " key that its devices enroll with."
+        )
+        typer.echo(following, err=True)
 
 
 @app.command()
