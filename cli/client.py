@@ -160,6 +160,11 @@ class Api:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
+    @property
+    def url(self) -> str:
+        """The installation's address, as its first start noted it or as the options name it."""
+        return str(self._client.base_url).rstrip("/")
+
     def get(self, path: str, **parameters: Parameter) -> Any:
         """The JSON of an answer.
 

@@ -16,7 +16,7 @@ import typer
 from cli.confirm import DryRun
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, AT_ONCE, Org, group_of, org_id
+from cli.places import ALL, AT_ONCE, Org, group_of, org_id, serials_in
 from cli.session import session
 from cli.tables import counted, table
 
@@ -119,14 +119,11 @@ def label(
     password_file: PasswordFile = None,
 ) -> None:
     """Label devices: all of them, or none when one is not known."""
-    from cli.client import read_text  # noqa: PLC0415
-
     with told(_FAILED):
         labels = {found[1]: found[2] for word in words if (found := _SET.fullmatch(word))}
         removed = [found[1] for word in words if (found := _UNSET.fullmatch(word))]
         devices = [w for w in words if not _SET.fullmatch(w) and not _UNSET.fullmatch(w)]
-        if from_file is not None:
-            devices += [line.strip() for line in read_text(from_file).splitlines() if line.strip()]
+        devices += serials_in(from_file)
         change: dict[str, Any] = {"labels": labels, "removeLabels": removed}
         change |= {} if asset_tag is None else {"assetTag": asset_tag}
         change |= {} if note is None else {"note": note}

@@ -11,7 +11,7 @@ import typer
 from cli.confirm import DryRun, Expect, Yes, confirmed
 from cli.errors import CliError, told
 from cli.options import CaFile, Email, Home, PasswordFile, Url
-from cli.places import ALL, AT_ONCE, Org, group_of, org_id
+from cli.places import ALL, AT_ONCE, Org, group_of, org_id, serials_in
 from cli.session import session
 from cli.tables import table
 
@@ -297,11 +297,7 @@ def preview(
 
 
 def _named(serials: list[str] | None, from_file: Path | None) -> list[str]:
-    from cli.client import read_text  # noqa: PLC0415
-
-    found = list(serials or ())
-    if from_file is not None:
-        found += [line.strip() for line in read_text(from_file).splitlines() if line.strip()]
+    found = [*(serials or ()), *serials_in(from_file)]
     if not found:
         raise CliError("name serial numbers, or a file of them with --from-file")
     return found

@@ -18,6 +18,7 @@ from cli import (
     device_lists,
     devices,
     directories,
+    enrollment_tokens,
     events,
     factors,
     fips,
@@ -105,6 +106,7 @@ app.add_typer(mail.app)
 app.add_typer(scim.app)
 app.add_typer(devices.app)
 app.add_typer(groups.app)
+app.add_typer(enrollment_tokens.app)
 policies.app.command("simulate")(policy_changes.simulate)
 policy_drafts.add_to(policies.app)
 policies.app.command("seal")(policy_sealing.seal)
@@ -121,8 +123,8 @@ services.add_to(app)
 
 _PANELS: Final = {
     "Devices and policies": (
-        "devices", "groups", "policies", "variables", "secrets", "rollouts", "gates", "plan",
-        "apply", "export", "tpm-roots", "sim",
+        "devices", "groups", "enrollment-tokens", "policies", "variables", "secrets", "rollouts",
+        "gates", "plan", "apply", "export", "tpm-roots", "sim",
     ),
     "People and programs": (
         "orgs", "users", "people", "factors", "tokens", "service-accounts", "directories",

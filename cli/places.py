@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from uuid import UUID
 
@@ -137,6 +138,19 @@ def serials_of(api: Api, ids: Sequence[str]) -> dict[str, str]:
         known = api.post("/api/registrations/batch-get", body)["registrations"]
         found |= {one["id"]: one["serial"] for one in known}
     return found
+
+
+def serials_in(file: Path | None) -> list[str]:
+    """The serial numbers of a file with one a line; none of no file.
+
+    Raises:
+        CliError: the file cannot be read.
+    """
+    from cli.client import read_text  # noqa: PLC0415
+
+    if file is None:
+        return []
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def group_of(api: Api, org: str, alias: str) -> Any:

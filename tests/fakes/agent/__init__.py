@@ -3,6 +3,7 @@
 from tests.fakes.agent.agent import Agent, AgentEndedError, Applied, CallError, Hardware
 from tests.fakes.agent.apply import ApplyError
 from tests.fakes.agent.clock import ManualClock, SystemClock
+from tests.fakes.agent.config import Config, read_config
 from tests.fakes.agent.verify import BadSignatureError
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "ApplyError",
     "BadSignatureError",
     "CallError",
+    "Config",
     "Hardware",
     "ManualClock",
     "SystemClock",
+    "read_config",
 ]
