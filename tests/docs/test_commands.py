@@ -21,6 +21,7 @@ RUN_BY: Final = {
     ("docs/certificates.md", "make-run"): "tests/docs/test_make_run.py::test_another_machine",
     ("docs/console.md", "make-run"): "tests/docs/test_make_run.py::test_people",
     ("docs/data.md", "make-run"): "tests/docs/test_make_run.py::test_data",
+    ("docs/enrollment.md", "make-run"): "tests/docs/test_make_run.py::test_enrollment_tokens",
     ("docs/faq.md", "make-run"): "tests/docs/test_make_run.py::test_questions",
     ("docs/forwarding.md", "make-run"): "tests/docs/test_make_run.py::test_forwarding",
     ("docs/groups.md", "make-run"): "tests/docs/test_make_run.py::test_groups",

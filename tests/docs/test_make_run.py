@@ -22,6 +22,7 @@ from deploy.private_files import write_private
 from servicekit.ids import now
 from tests.docs.reader import Reader, clone, day, psql
 from tests.e2e.world import PASSWORD, ok
+from tests.fakes.agent import read_config
 from tests.support import documented
 from tests.support.authenticator import App
 from tests.support.backups import World, seed, target, world
@@ -113,7 +114,10 @@ def eventually(reader: Reader, commands: list[Block], words: str) -> None:
 def test_a_devices_day(reader: Reader, stack: Stack) -> None:
     """The README, from the first login to a fleet: every call is answered as it says."""
     with Commands("README.md", "make-run") as commands:
-        assert "pre_shared_key" in reader.run(commands.take("Start it"))
+        said = reader.run(commands.take("Start it"))
+        assert "pre_shared_key" in said
+        config = read_config(reader.directory / ".evergreen/agent/agent.yaml")
+        assert config.pre_shared_key in said.splitlines()
         blocks = commands.take(DAY)
     *calls, fleet = blocks
     watch = calls[-2]
@@ -133,7 +137,9 @@ def test_organisations(reader: Reader, stack: Stack, root: httpx.Client) -> None
     """One is made, exported, archived, brought back and deleted."""
     with Commands("docs/organisations.md", "make-run") as commands:
         made = commands.take("Create")
-        assert "linden" in reader.run([*day(), *made])
+        said = reader.run(made)
+        assert re.search(r"^linden:\S{32,}$", said, re.M)
+        assert "Linden School" in said
         (linden,) = (t for t in ok(root.get("/api/tenants"))["tenants"] if t["code"] == "linden")
 
         for code in ("old-code", "linden"):
@@ -141,7 +147,7 @@ def test_organisations(reader: Reader, stack: Stack, root: httpx.Client) -> None
         reader.run(commands.take("Codes"), "y\n")
         assert not ok(root.get(f"/api/tenants/{linden['id']}")).get("oldCodes")
 
-        exported = reader.run(commands.take("Leave: everything in one file"), ID=linden["id"])
+        exported = reader.run(commands.take("Leave: everything in one file"))
         assert "is complete" in exported
         assert "Verified" in exported
 
@@ -365,14 +371,30 @@ def test_groups(reader: Reader, stack: Stack, root: httpx.Client) -> None:
         said = reader.run(commands.take("Groups"))
         assert "1 waiting" in said
         assert "1 removed" in said
-        said = reader.run([*day(), *commands.take("What a token gives")])
-        assert '"room": "214"' in said
+        said = reader.run(commands.take("What a token gives"))
+        assert re.search(r"^default +Cart 3 .* active +cart-3 ", said, re.M)
         reader.run(commands.take("When it is over"))
     assert ok(root.get("/api/device-groups"))["deviceGroups"] == []
     for device in ok(root.get("/api/registrations", params={"status": "expected"}))[
         "registrations"
     ]:
         ok(root.delete(f"/api/devices/{device['id']}"))
+
+
+def test_enrollment_tokens(reader: Reader, stack: Stack, root: httpx.Client) -> None:
+    """A key is made with the agent's files, and revoked after the question."""
+    with Commands("docs/enrollment.md", "make-run") as commands:
+        made, ended = commands.take("A token")
+        said = reader.run([made])
+        config = read_config(reader.directory / "cart-4" / "agent.yaml")
+        assert config.backend_url == HOST
+        assert config.pre_shared_key in said.splitlines()
+        assert re.search(r"^-rw------- .* agent\.yaml$", said, re.M)
+        said = reader.run([ended], "y\n")
+    assert re.search(r"^default +Cart 4 +0/30 .* active ", said, re.M)
+    assert "Cart 4 of default is revoked" in said
+    found = ok(root.get("/api/enrollment-tokens"))["enrollmentTokens"]
+    assert [one["name"] for one in found if one["status"] == "revoked"][:1] == ["Cart 4"]
 
 
 def test_data(reader: Reader, stack: Stack, root: httpx.Client) -> None:
