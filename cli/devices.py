@@ -1,8 +1,8 @@
-"""`evergreen devices`: devices are retired, deleted, and let in again."""
+"""`evergreen devices`: devices are approved, retired, deleted, and let in again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,13 +14,14 @@ from cli.session import operator, session
 from cli.tables import table
 
 if TYPE_CHECKING:
+    from cli.client import Api
     from cli.migrate import Target
 
 # Each command imports what it needs itself: `evergreen up`, which is in a hurry, loads this file.
 
 app = typer.Typer(
     name="devices",
-    help="Devices: list, label, import, decommission, delete, let in again.",
+    help="Devices: list, label, import, approve, decommission, delete, let in again.",
     no_args_is_help=True,
 )
 
@@ -91,12 +92,38 @@ def allow_reenrollment(
 ) -> None:
     """Let devices enroll again, each once within 24 hours; also decommissioned and deleted ones."""
     with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
-        for device in devices:
-            try:
-                found = api.post(f"/api/devices/{device}/allow-reenrollment", {})
-            except CliError as error:
-                raise CliError(f"{device}: {error}") from error
+        for found in _one_by_one(api, devices, "allow-reenrollment"):
             typer.echo(f"{found['serial']} may enroll until {found['reenrollmentAllowedUntil']}.")
+
+
+@app.command()
+def approve(
+    devices: Devices,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Let in devices that wait for approval: `devices list` shows them as pending."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        for found in _one_by_one(api, devices, "approve"):
+            typer.echo(f"{found['serial']} is approved, and enrolls when it asks again.")
+
+
+@app.command()
+def reject(
+    devices: Devices,
+    home: Home = None,
+    url: Url = "",
+    ca_file: CaFile = None,
+    email: Email = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Refuse devices that wait for approval; `allow-reenrollment` lets one in after all."""
+    with told(_FAILED), session(home, url, ca_file, email, password_file) as api:
+        for found in _one_by_one(api, devices, "reject"):
+            typer.echo(f"{found['serial']} is rejected.")
 
 
 @app.command("end-simulated")
@@ -134,6 +161,15 @@ async def _end_simulated(target: Target, prefix: str) -> list[str]:
         raise CliError(str(wrong)) from wrong
     finally:
         await connection.close(timeout=_SECONDS)
+
+
+def _one_by_one(api: Api, devices: list[str], call: str) -> Iterator[Any]:
+    """Calls for each device, and stops at the first one that fails, which the error names."""
+    for device in devices:
+        try:
+            yield api.post(f"/api/devices/{device}/{call}", {})
+        except CliError as error:
+            raise CliError(f"{device}: {error}") from error
 
 
 def _all(

@@ -307,3 +307,31 @@ def test_files_are_never_overwritten(stack: Stack, org: Org, tmp_path: Path) -> 
     without = (_TOKENS, "create", "--org", org.id, "--name", "Again", "--backend-url")
     told = said(stack, *without, "https://mdm.example", code=2)
     assert "--backend-url is for the files of --agent-config" in told
+
+
+def test_devices_that_wait_are_approved_and_rejected(stack: Stack, root: httpx.Client) -> None:
+    """By their ids, as the list of those that wait shows them; one that is unknown is named."""
+    org = make_org(stack, root, "Waiting")
+    create = (_TOKENS, "create", "--org", org.code, "--name", "Waiting", "--require-approval")
+    key = run(stack, *create).stdout.strip()
+    agents = {
+        name: org.agent(hardware=Hardware(serial=f"{name}-{uuid4().hex[:8]}"), pre_shared_key=key)
+        for name in "ab"
+    }
+    for agent in agents.values():
+        with pytest.raises(CallError):
+            agent.enroll()
+    waiting = ("devices", "list", "--org", org.code, "--status", "pending", "--json")
+    rows = [json.loads(line) for line in run(stack, *waiting).stdout.splitlines()]
+    ids = {row["serial"][0]: row["id"] for row in rows}
+    nobody = str(uuid4())
+    told = said(stack, "devices", "approve", ids["a"], nobody, code=2)
+    assert f"{agents['a'].hardware.serial} is approved" in told
+    assert f"{nobody}: " in told
+    assert "is rejected" in said(stack, "devices", "reject", ids["b"])
+    agents["a"].enroll()
+    with pytest.raises(CallError):
+        agents["b"].enroll()
+    assert run(stack, *waiting).stdout == ""
+    said(stack, "devices", "allow-reenrollment", ids["b"])
+    agents["b"].enroll()
