@@ -255,8 +255,8 @@ def _write(files: AgentFiles, made: dict[str, Any], devices_call: str) -> None:
     )
     if is_loopback(devices_call):
         typer.echo(
-            f"warning: {CONFIG} names {devices_call}, which devices elsewhere cannot reach; give"
-            " --backend-url",
+            f"warning: {CONFIG} names {devices_call}, which devices elsewhere cannot reach:"
+            " --backend-url is for an address that they can",
             err=True,
         )
 
