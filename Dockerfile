@@ -53,7 +53,7 @@ USER 10001:10001
 ENTRYPOINT ["evergreen"]
 CMD ["--help"]
 # At the end, for each build may have others: what the image was built of (`evergreen version`).
-ARG VERSION=0.3.0
+ARG VERSION=0.4.0.dev0
 ARG COMMIT=
 ARG CREATED=
 ENV EVERGREEN_BUILD_COMMIT=$COMMIT EVERGREEN_BUILD_TIME=$CREATED

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 PRODUCT: Final = "Evergreen Selfhost Backend"
-VERSION: Final = "0.3.0"
+VERSION: Final = "0.4.0.dev0"
 """The release; `python -m tools.release` writes it, here and wherever else a version is printed."""
 
 COMMIT_SETTING: Final = "EVERGREEN_BUILD_COMMIT"
