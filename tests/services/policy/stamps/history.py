@@ -474,7 +474,10 @@ class History:
 
     async def back_up(self) -> None:
         """All rows of the organisation, once it has published."""
-        if self.policies and self.of_group:
+        if not self.policies or not self.of_group:
+            return
+        # One moment of all tables, as a real backup has it: the processes go on meanwhile.
+        async with self.connection.transaction(isolation="repeatable_read", readonly=True):
             self.backup = {
                 table: [
                     row[0]
